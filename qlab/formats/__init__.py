@@ -1,0 +1,46 @@
+"""Number formats: what a code means (`float_format`), and which number of a format a value becomes (`rounding`)."""
+
+from qlab.formats.float_format import (
+    BF16,
+    E2M1,
+    E2M3,
+    E3M0,
+    E3M2,
+    E3M4,
+    E4M3,
+    E4M3_IEEE,
+    E5M2,
+    FORMATS,
+    FP16,
+    FP32,
+    TF32,
+    FloatFormat,
+    Specials,
+    decode,
+    finite_values,
+)
+from qlab.formats.rounding import encode, fp32_bits_to_bf16_bits, round_to_format, stochastic_round
+
+__all__ = [
+    "BF16",
+    "E2M1",
+    "E2M3",
+    "E3M0",
+    "E3M2",
+    "E3M4",
+    "E4M3",
+    "E4M3_IEEE",
+    "E5M2",
+    "FORMATS",
+    "FP16",
+    "FP32",
+    "TF32",
+    "FloatFormat",
+    "Specials",
+    "decode",
+    "encode",
+    "finite_values",
+    "fp32_bits_to_bf16_bits",
+    "round_to_format",
+    "stochastic_round",
+]
