@@ -153,7 +153,7 @@ def check(topic: str, exercise: str, *references: Callable[..., Any], points: in
             finally:
                 _parts.reset(token)
             sources = (sources_of(functions), sources_of(references))
-            graded = os.environ.get("QLAB_GRADED") == "1"
+            graded = os.environ.get("NBGRADER_EXECUTION") == "autograde"
             verdict = Verdict(topic, exercise, points, tuple(parts), seed, said.text, sources, graded)
             _keep(verdict)
             return verdict

@@ -1,0 +1,20 @@
+# Every target is a thin door to qlab/bootstrap.py, which needs no make: python3 -m qlab.bootstrap lab
+PYTHON ?= python3
+PORT ?= 8888
+ARGS ?=
+
+.PHONY: lab test check test-gpu bench fuzz clean python
+
+lab: python
+	@"$(PYTHON)" -m qlab.bootstrap lab --port $(PORT)
+
+# ARGS goes to pytest or to the benchmarks: make test ARGS="-k formats"
+test check test-gpu bench fuzz: python
+	@"$(PYTHON)" -m qlab.bootstrap $@ $(ARGS)
+
+python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "qlab: $(PYTHON) is missing: install Python 3.11 or newer, or name yours: make lab PYTHON=python3.12" >&2; exit 1; }
+
+# work/ is kept: your labs and progress live there
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache artifacts build qlab.egg-info

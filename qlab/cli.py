@@ -1,0 +1,125 @@
+"""The command `qlab`: thin words around the modules that do the work."""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qlab import course
+from qlab.bootstrap import port_is_free
+from qlab.labs import build, copies
+from qlab.labs.build import CannotBuild
+from qlab.labs.execute import ExerciseResult, check_notebook, labs_under
+from qlab.labs.notebooks import NotALab
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; what goes wrong is one sentence on stderr."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return parsed.run(parsed)
+    except (NotALab, CannotBuild, ValueError, OSError) as error:
+        print(f"qlab {parsed.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="qlab", description="A course and lab on training large models with small means."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: object, help: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=help, description=help)
+        added.set_defaults(run=run)
+        return added
+
+    lab = command("lab", _lab, "copy the labs into work/ and open JupyterLab on the landing page")
+    lab.add_argument("--port", type=int, default=8888)
+    lab.add_argument("--no-browser", action="store_true")
+    command("doctor", _doctor, "say what this machine has, and what will run on it")
+    check = command("check", _check, "execute labs and print the points of each exercise; status 1 unless all are won")
+    check.add_argument(
+        "paths", nargs="+", metavar="PATH", help="a notebook, a folder, or a topic number for your own copy"
+    )
+    built = command("build", _build, "make labs/ anew from solutions/ (needs nbgrader)")
+    built.add_argument(
+        "--check", action="store_true", help="change nothing; status 1 if a lab differs from its solution"
+    )
+    refresh = command("refresh", _refresh, "carry your answers over into the lab of today, keeping the old copy")
+    refresh.add_argument("topic", help="the topic, such as 01")
+    return parser
+
+
+def _lab(parsed: argparse.Namespace) -> int:
+    if not port_is_free(parsed.port):
+        raise OSError(f"port {parsed.port} is taken: stop what listens there, or choose another with --port")
+    for made in copies.copy_labs():
+        print(f"your copy: {made.relative_to(course.root())}")
+    root = course.root()
+    options = [f"--port={parsed.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}"]
+    options += ["--no-browser"] if parsed.no_browser else []
+    start = [sys.executable, "-m", "jupyterlab", str(course.lesson_path("00_start")), *options]
+    return subprocess.run(start, cwd=root, check=False).returncode
+
+
+def _doctor(parsed: argparse.Namespace) -> int:
+    del parsed
+    from qlab import doctor  # noqa: PLC0415 - the other commands need no torch
+
+    print(doctor.as_text(doctor.findings()))
+    return 0
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    complete = True
+    for path in (lab for given in parsed.paths for lab in _labs_of(given)):
+        results = check_notebook(path)
+        _print_results(path, results)
+        complete &= all(result.points == result.max_points for result in results)
+    return 0 if complete else 1
+
+
+def _labs_of(given: str) -> tuple[Path, ...]:
+    if given.isdigit():
+        copy = course.copy_path(course.topic_stem(given))
+        if not copy.exists():
+            raise NotALab(f"you have no copy of topic {given} yet: make lab puts it at {copy}")
+        return (copy,)
+    return labs_under(Path(given))
+
+
+def _print_results(path: Path, results: Sequence[ExerciseResult]) -> None:
+    won, most = sum(r.points for r in results), sum(r.max_points for r in results)
+    print(f"{path}: {won} of {most} points")
+    for result in results:
+        named = f"  [{result.misconception}]" if result.misconception else ""
+        print(f"  {result.grade_id:32} {result.points} / {result.max_points}  {result.outcome}{named}")
+        for remark in result.remarks if result.outcome not in ("empty", "right") else ():
+            print(f"      {remark}")
+
+
+def _build(parsed: argparse.Namespace) -> int:
+    if parsed.check:
+        stale = build.differing()
+        for path in stale:
+            print(f"{path.relative_to(course.root())} differs from its solution: run qlab build")
+        return 1 if stale else 0
+    changed = build.build()
+    print(
+        "\n".join(f"built {path.relative_to(course.root())}" for path in changed) or "every lab is as its solution says"
+    )
+    return 0
+
+
+def _refresh(parsed: argparse.Namespace) -> int:
+    done = copies.refresh(course.topic_stem(parsed.topic))
+    print(f"carried over {len(done.carried)} answers; the old copy is kept as {done.backup}")
+    if done.left_behind:
+        print(
+            f"these answers have no place in the lab any more, and lie in the old copy: {', '.join(done.left_behind)}"
+        )
+    return 0

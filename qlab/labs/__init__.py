@@ -1,0 +1,1 @@
+"""Labs: built from the solutions (`build`), copied and refreshed for the learner (`copies`), executed (`execute`)."""

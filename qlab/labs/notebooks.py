@@ -1,0 +1,58 @@
+"""Reading and writing notebooks: one sentence for a file that is none, and the cells nbgrader marks."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+
+class NotALab(ValueError):
+    """A file that cannot be used as a lab; the text says why in one sentence."""
+
+
+def read(path: Path) -> NotebookNode:
+    """Read a notebook.
+
+    Errors:  NotALab if the file is missing, is not a notebook, or is one of an unknown format.
+    """
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+    except FileNotFoundError:
+        raise NotALab(f"{path} does not exist") from None
+    except IsADirectoryError:
+        raise NotALab(f"{path} is a folder, not a notebook") from None
+    except UnicodeDecodeError:
+        raise NotALab(f"{path} is not a notebook: it is not UTF-8 text") from None
+    except RecursionError:
+        raise NotALab(f"{path} is not a notebook: it is nested too deeply") from None
+    except Exception as error:  # nbformat raises what json, jsonschema and its own reader raise
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise NotALab(f"{path} is not a notebook that can be read: {reason}") from None
+    return notebook
+
+
+def write(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook so that a crash leaves the old file or the new one, never a half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def marks(cell: NotebookNode) -> dict[str, Any]:
+    """Return what nbgrader noted on a cell: `grade_id`, `grade`, `solution`, `points`."""
+    noted = cell.get("metadata", {}).get("nbgrader", {})
+    return noted if isinstance(noted, dict) else {}
+
+
+def graded_cells(notebook: NotebookNode) -> dict[str, NotebookNode]:
+    """Return the cells that give points, by `grade_id`."""
+    return {m["grade_id"]: c for c in notebook.cells if (m := marks(c)).get("grade") and m.get("grade_id")}
+
+
+def answer_cells(notebook: NotebookNode) -> dict[str, NotebookNode]:
+    """Return the cells the learner fills in, by `grade_id`."""
+    return {m["grade_id"]: c for c in notebook.cells if (m := marks(c)).get("solution") and m.get("grade_id")}

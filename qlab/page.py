@@ -1,0 +1,156 @@
+"""What a page is furnished with: predictions, shown sources, tables, recordings, and the list of topics."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import ipywidgets
+from IPython.display import HTML, Markdown, display
+
+from qlab import course
+from qlab.checks import progress
+from qlab.checks.learner import describe, is_stub
+from qlab.labs import copies
+
+
+class Prediction:
+    """A number the learner commits to before the page measures it; it survives a restart of the kernel."""
+
+    def __init__(self, topic: str, name: str, question: str, *, unit: str = "") -> None:
+        self._topic, self._name, self._unit = topic, name, unit
+        self._question = question
+        self._measured: float | None = None
+        self._shown: Any = None
+        self.value = progress.remembered_prediction(topic, name)
+        self.field = ipywidgets.FloatText(value=self.value or 0.0, description=unit, layout={"width": "220px"})
+        self.button = ipywidgets.Button(description="I commit to this", layout={"width": "160px"})
+        self.said = ipywidgets.HTML(self._state())
+        self.button.on_click(lambda _: self.commit(self.field.value))
+
+    def commit(self, value: float) -> None:
+        """Keep the learner's number; the reconciliation already on the page follows."""
+        self.value = value
+        progress.remember_prediction(self._topic, self._name, value)
+        self.said.value = self._state()
+        if self._shown is not None:
+            self._shown.update(HTML(self._reconciled()))
+
+    def reconcile(self, measured: float) -> None:
+        """Show what was measured beside what was predicted, and how far apart they are."""
+        self._measured = measured
+        self._shown = display(HTML(self._reconciled()), display_id=True)
+
+    def _ipython_display_(self) -> None:
+        display(
+            ipywidgets.VBox(
+                [
+                    ipywidgets.HTML(f"<strong>Predict:</strong> {self._question}"),
+                    ipywidgets.HBox([self.field, self.button]),
+                    self.said,
+                ]
+            )
+        )
+
+    def _state(self) -> str:
+        return "" if self.value is None else f"You committed to {self.value:,.6g} {escape(self._unit)}."
+
+    def _reconciled(self) -> str:
+        measured = f"<strong>Measured: {self._measured:,.6g} {escape(self._unit)}.</strong>"
+        if self.value is None:
+            return f"{measured} You made no prediction: commit to one above, and this line compares."
+        guess, truth = self.value, self._measured
+        if guess == truth:
+            gap = "exactly as you said"
+        elif guess * truth > 0:
+            factor = max(guess / truth, truth / guess)
+            gap = (
+                f"you were off by a factor of {factor:.3g}"
+                if factor >= 2
+                else f"you were {abs(guess / truth - 1):.1%} off"
+            )
+        else:
+            gap = f"you were off by {abs(guess - truth):,.6g}"
+        return f"{measured} You predicted {guess:,.6g}: {gap}."
+
+
+def show_source(*functions: Callable[..., Any]) -> None:
+    """Show the source of qlab's own functions, with the file each one lives in."""
+    for function in functions:
+        path = Path(inspect.getsourcefile(function)).relative_to(Path(__file__).parents[1])
+        line = inspect.getsourcelines(function)[1]
+        display(Markdown(f"`{path.as_posix()}`, line {line}\n```python\n{inspect.getsource(function)}```"))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Markdown:
+    """Return a table; numbers are shown with at most four digits."""
+    lines = ["| " + " | ".join(headers) + " |", "|" + " --- |" * len(headers)]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return Markdown("\n".join(lines))
+
+
+@contextmanager
+def attempt() -> Iterator[None]:
+    """Run a try-out of the learner's function: what it raises becomes one line, and Run All goes on."""
+    try:
+        yield
+    except Exception as error:
+        print(
+            "Not answered yet: run this cell again when it is." if is_stub(error) else f"It stopped: {describe(error)}"
+        )
+
+
+def recorded(stem: str) -> dict[str, Any] | None:
+    """Return the recorded run of a topic, or None if there is none yet."""
+    path = course.root() / "lessons" / "recorded" / f"{stem}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def provenance_line(recording: dict[str, Any] | None, *, command: str) -> Markdown:
+    """Say where a recorded figure comes from, or that there is none and which command makes one."""
+    if recording is None:
+        return Markdown(
+            f"**Not recorded yet.** On a machine with a CUDA GPU, `{command}` runs this and keeps the result."
+        )
+    source = recording["provenance"]
+    return Markdown(
+        f"**Recorded, not measured here**: {source['device']}, driver {source['driver']}, torch {source['torch']}, "
+        f"seed {source['seed']}, {source['date']}, by `{command}`."
+    )
+
+
+def show_topics() -> HTML:
+    """Return the list of topics with minutes, hardware, progress, and what to open next."""
+    rows = "".join(_topic_row(topic) for topic in course.topics())
+    head = "".join(
+        f'<th style="text-align:left">{name}</th>' for name in ("", "topic", "minutes", "hardware", "your points")
+    )
+    return HTML(f'<table class="qlab-topics"><tr>{head}</tr>{rows}</table>')
+
+
+def _topic_row(topic: course.Topic) -> str:
+    stem = topic.stem
+    lab = f"../work/{stem}/{stem}.ipynb" if course.copy_path(stem).exists() else f"../labs/{stem}/{stem}.ipynb"
+    stale = (
+        f"<br>The lab has changed since your copy: run <code>qlab refresh {topic.number}</code>"
+        if copies.is_stale(stem)
+        else ""
+    )
+    cells = (
+        topic.number,
+        f"<strong>{escape(topic.title)}</strong><br>{escape(topic.promise)}<br>"
+        f'<a href="{stem}.ipynb">lesson</a> · <a href="{lab}">lab</a>{stale}',
+        str(topic.minutes),
+        escape(topic.hardware),
+        f"{progress.points_won(stem)} of {copies.points_of(course.lab_path(stem))}",
+    )
+    return "<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{cell}</td>' for cell in cells) + "</tr>"
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -1,0 +1,14 @@
+"""Figures: numbers in, matplotlib axes (`figures`) or SVG text (`drawings`) out."""
+
+from qlab.plots.drawings import bits_svg, octaves_svg
+from qlab.plots.figures import FORMAT_COLORS, axes, density_per_octave, error_by_magnitude, lines
+
+__all__ = [
+    "FORMAT_COLORS",
+    "axes",
+    "bits_svg",
+    "density_per_octave",
+    "error_by_magnitude",
+    "lines",
+    "octaves_svg",
+]
