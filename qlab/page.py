@@ -26,7 +26,7 @@ class Prediction:
         self._measured: float | None = None
         self._shown: Any = None
         self.value = progress.remembered_prediction(topic, name)
-        self.field = ipywidgets.FloatText(value=self.value or 0.0, description=unit, layout={"width": "220px"})
+        self.field = ipywidgets.FloatText(value=self.value or 0.0, layout={"width": "140px"})
         self.button = ipywidgets.Button(description="I commit to this", layout={"width": "160px"})
         self.said = ipywidgets.HTML(self._state())
         self.button.on_click(lambda _: self.commit(self.field.value))
@@ -49,17 +49,20 @@ class Prediction:
             ipywidgets.VBox(
                 [
                     ipywidgets.HTML(f"<strong>Predict:</strong> {self._question}"),
-                    ipywidgets.HBox([self.field, self.button]),
+                    ipywidgets.HBox([self.field, ipywidgets.Label(self._unit), self.button]),
                     self.said,
                 ]
             )
         )
 
     def _state(self) -> str:
-        return "" if self.value is None else f"You committed to {self.value:,.6g} {escape(self._unit)}."
+        return "" if self.value is None else f"You committed to {self.value:,.6g}{self._spaced_unit()}."
+
+    def _spaced_unit(self) -> str:
+        return f" {escape(self._unit)}" if self._unit else ""
 
     def _reconciled(self) -> str:
-        measured = f"<strong>Measured: {self._measured:,.6g} {escape(self._unit)}.</strong>"
+        measured = f"<strong>Measured: {self._measured:,.6g}{self._spaced_unit()}.</strong>"
         if self.value is None:
             return f"{measured} You made no prediction: commit to one above, and this line compares."
         guess, truth = self.value, self._measured

@@ -1,7 +1,7 @@
 """Figures: numbers in, matplotlib axes (`figures`) or SVG text (`drawings`) out."""
 
 from qlab.plots.drawings import bits_svg, octaves_svg
-from qlab.plots.figures import FORMAT_COLORS, axes, density_per_octave, error_by_magnitude, lines
+from qlab.plots.figures import FORMAT_COLORS, axes, density_per_octave, error_by_magnitude, legend, lines
 
 __all__ = [
     "FORMAT_COLORS",
@@ -9,6 +9,7 @@ __all__ = [
     "bits_svg",
     "density_per_octave",
     "error_by_magnitude",
+    "legend",
     "lines",
     "octaves_svg",
 ]

@@ -10,6 +10,7 @@ from qlab.formats import FloatFormat, decode
 WIDTH = 760
 SIGN, EXPONENT, MANTISSA = "#a05fd0", "#d55e00", "#0072b2"
 NEIGHBORS_SHOWN = 6
+ROOM_FOR_A_LABEL = 100
 
 
 def bits_svg(code: int, fmt: FloatFormat, *, note: str = "") -> str:
@@ -17,6 +18,8 @@ def bits_svg(code: int, fmt: FloatFormat, *, note: str = "") -> str:
     value = _value(code, fmt)
     told = f"{fmt.name} code {code} is {_number(value)}"
     rows = [_bit_boxes(code, fmt), _text(8, 92, _formula(code, fmt), 15), _neighborhood(code, fmt), _strip(value, fmt)]
+    if math.isfinite(value):
+        rows.append(_text(752, 92, f"step here (ULP): {_number(_step(code, fmt))}", 13, anchor="end"))
     if note:
         rows.append(_text(8, 232, note, 14))
     return _svg(rows, height=244, told=told)
@@ -34,10 +37,10 @@ def octaves_svg(fmt: FloatFormat) -> str:
             for v in values.tolist()
         )
     )
-    labels = "".join(
-        _text(_log_x(v, low, high), 92, _number(v), 12, anchor=anchor)
-        for v, anchor in ((fmt.min_subnormal, "start"), (fmt.min_normal, "middle"), (fmt.max, "end"))
-    )
+    labels = _text(8, 92, _number(fmt.min_subnormal), 12) + _text(752, 92, _number(fmt.max), 12, anchor="end")
+    x = _log_x(fmt.min_normal, low, high)
+    if x > ROOM_FOR_A_LABEL:
+        labels += _text(x, 92, f"{_number(fmt.min_normal)}: normal from here", 12)
     head = (
         f"{fmt.exponent_bits} exponent and {fmt.mantissa_bits} mantissa bits: largest {_number(fmt.max)}, "
         f"smallest {_number(fmt.min_subnormal)}, gap after 1 {_number(fmt.epsilon)}, "
@@ -121,6 +124,12 @@ def _strip(value: float, fmt: FloatFormat) -> str:
         x = _log_x(abs(value), low, high)
         drawn += f'<path d="M {x - 6:.1f} 168 L {x + 6:.1f} 168 L {x:.1f} 178 Z" fill="{EXPONENT}"/>'
     return drawn
+
+
+def _step(code: int, fmt: FloatFormat) -> float:
+    """Return the gap from a number to the next one away from zero."""
+    field = (code & (2 ** (fmt.bits - 1) - 1)) >> fmt.mantissa_bits
+    return 2.0 ** (max(field, 1) - fmt.bias - fmt.mantissa_bits)
 
 
 def _log_x(value: float, low: float, high: float) -> float:

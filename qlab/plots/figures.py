@@ -24,7 +24,7 @@ FORMAT_COLORS = {
 MARKERS = "os^Dv<>Ph"
 
 
-def axes(*, x: str, y: str, width: float = 7.5, height: float = 3.2) -> Axes:
+def axes(*, x: str, y: str, width: float = 8.0, height: float = 3.2) -> Axes:
     """Return empty axes with both axes labelled, on a transparent ground."""
     figure, ax = plt.subplots(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
@@ -40,8 +40,8 @@ def axes(*, x: str, y: str, width: float = 7.5, height: float = 3.2) -> Axes:
 
 
 def legend(ax: Axes) -> Axes:
-    """Add a legend that reads in both themes."""
-    ax.legend(frameon=False, labelcolor=INK)
+    """Add a legend beside the axes, where it covers nothing, that reads in both themes."""
+    ax.legend(frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return ax
 
 

@@ -1,0 +1,142 @@
+"""A real JupyterLab on loopback and a real Chromium on it, both stopped by whoever started them."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page, expect
+
+REPOSITORY = Path(__file__).parents[2]
+CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+START_SECONDS = 60
+RUN_SECONDS = 240
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running JupyterLab: its address, and the course it serves."""
+
+    address: str
+    course: Path
+
+
+@contextmanager
+def jupyterlab(course: Path, *, theme: str = "JupyterLab Light") -> Iterator[Server]:
+    """Serve a copy of the course's pages from `course` on a free loopback port, with settings of its own."""
+    for folder in ("lessons", "labs", "solutions"):
+        shutil.copytree(REPOSITORY / folder, course / folder, dirs_exist_ok=True)
+    environment = os.environ | {
+        "QLAB_ROOT": str(course),
+        "JUPYTER_CONFIG_DIR": str(course / ".jupyter"),
+        "JUPYTERLAB_SETTINGS_DIR": str(_settings(course / ".settings", theme)),
+        "JUPYTERLAB_WORKSPACES_DIR": str(course / ".workspaces"),
+    }
+    copy = [sys.executable, "-c", "from qlab.labs.copies import copy_labs; copy_labs()"]
+    subprocess.run(copy, env=environment, check=True, timeout=60)
+    port = _free_port()
+    options = ["--no-browser", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0", "--allow-root"]
+    options += [f"--ServerApp.root_dir={course}", "--IdentityProvider.token="]
+    with (course / "server.log").open("w") as log:
+        command = [sys.executable, "-m", "jupyterlab", *options]
+        server = subprocess.Popen(command, cwd=course, env=environment, stdout=log, stderr=log)
+        try:
+            _wait_until_up(f"http://127.0.0.1:{port}/api", server)
+            yield Server(f"http://127.0.0.1:{port}", course)
+        finally:
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait(20)
+
+
+class NotebookPage:
+    """A notebook open in JupyterLab: its cells, by their ids."""
+
+    def __init__(self, page: Page, server: Server, path: str) -> None:
+        self.page = page
+        page.goto(f"{server.address}/lab/tree/{path}?reset")
+        page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell", timeout=START_SECONDS * 1000)
+        page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=START_SECONDS * 1000)
+        self.ids = [cell["id"] for cell in json.loads((server.course / path).read_text(encoding="utf-8"))["cells"]]
+
+    def cell(self, cell_id: str) -> Locator:
+        return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(self.ids.index(cell_id))
+
+    def run_all(self) -> None:
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_text("Run All Cells", exact=True).click()
+        self.wait_until_idle()
+
+    def run(self, cell_id: str) -> None:
+        self.cell(cell_id).locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        self.wait_until_idle()
+
+    def type_into(self, cell_id: str, source: str) -> None:
+        """Replace a cell's source as a learner does: select all, and paste."""
+        self.cell(cell_id).locator(".cm-content").click()
+        self.page.keyboard.press("Control+a")
+        self.page.keyboard.insert_text(source)
+
+    def wait_until_idle(self) -> None:
+        time.sleep(0.3)  # until the prompt of the cell that was sent shows that it runs
+        prompts = self.page.locator(".jp-InputPrompt", has_text="[*]:")
+        expect(prompts).to_have_count(0, timeout=RUN_SECONDS * 1000)
+
+    def save(self) -> None:
+        self.page.keyboard.press("Control+s")
+        time.sleep(0.5)
+
+
+def _settings(folder: Path, theme: str) -> Path:
+    """Write settings that show every cell, ask nothing, and fetch nothing."""
+    settings = {
+        "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
+        "@jupyterlab/apputils-extension/themes": {"theme": theme},
+        "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }
+    for name, content in settings.items():
+        path = folder / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_up(address: str, server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise RuntimeError(f"JupyterLab stopped with status {server.returncode} while starting")
+        try:
+            with urllib.request.urlopen(address, timeout=2):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not answer within {START_SECONDS} s")
