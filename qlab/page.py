@@ -1,4 +1,4 @@
-"""What a page is furnished with: predictions, shown sources, tables, recordings, and the list of topics."""
+"""What a page is furnished with: predictions, shown sources, tables, try-outs, and recordings."""
 
 import inspect
 import json
@@ -14,7 +14,6 @@ from IPython.display import HTML, Markdown, display
 from qlab import course
 from qlab.checks import progress
 from qlab.checks.learner import describe, is_stub
-from qlab.labs import copies
 
 
 class Prediction:
@@ -123,34 +122,6 @@ def provenance_line(recording: dict[str, Any] | None, *, command: str) -> Markdo
         f"**Recorded, not measured here**: {source['device']}, driver {source['driver']}, torch {source['torch']}, "
         f"seed {source['seed']}, {source['date']}, by `{command}`."
     )
-
-
-def show_topics() -> HTML:
-    """Return the list of topics with minutes, hardware, progress, and what to open next."""
-    rows = "".join(_topic_row(topic) for topic in course.topics())
-    head = "".join(
-        f'<th style="text-align:left">{name}</th>' for name in ("", "topic", "minutes", "hardware", "your points")
-    )
-    return HTML(f'<table class="qlab-topics"><tr>{head}</tr>{rows}</table>')
-
-
-def _topic_row(topic: course.Topic) -> str:
-    stem = topic.stem
-    lab = f"../work/{stem}/{stem}.ipynb" if course.copy_path(stem).exists() else f"../labs/{stem}/{stem}.ipynb"
-    stale = (
-        f"<br>The lab has changed since your copy: run <code>qlab refresh {topic.number}</code>"
-        if copies.is_stale(stem)
-        else ""
-    )
-    cells = (
-        topic.number,
-        f"<strong>{escape(topic.title)}</strong><br>{escape(topic.promise)}<br>"
-        f'<a href="{stem}.ipynb">lesson</a> · <a href="{lab}">lab</a>{stale}',
-        str(topic.minutes),
-        escape(topic.hardware),
-        f"{progress.points_won(stem)} of {copies.points_of(course.lab_path(stem))}",
-    )
-    return "<tr>" + "".join(f'<td style="text-align:left;vertical-align:top">{cell}</td>' for cell in cells) + "</tr>"
 
 
 def _cell(value: object) -> str:

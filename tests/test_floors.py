@@ -1,0 +1,76 @@
+"""The floors of the house: imports go down only, and the lower floors stay light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import qlab
+
+PACKAGE = Path(qlab.__file__).parent
+FLOORS = {
+    0: {"bootstrap", "course", "formats", "measure", "packing", "summation"},
+    1: {"matmul", "microscaling"},
+    2: set(),
+    3: set(),
+    4: {"plots", "checks"},
+    5: {"widgets", "page", "labs", "doctor"},
+    6: {"cli"},
+    7: {"__main__"},
+}
+FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
+LIGHT = sorted(module for floor in range(4) for module in FLOORS[floor])
+NOT_BELOW_FLOOR_4 = ("matplotlib", "ipywidgets", "IPython", "nbgrader", "bitsandbytes")
+SECONDS_BEYOND_TORCH = 0.2
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def rooms_imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "qlab":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("qlab."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("qlab.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    room = room_of(path)
+    assert room in FLOOR_OF, f"{room} has no floor"
+    for imported in rooms_imported(path) - {room}:
+        assert FLOOR_OF[imported] < FLOOR_OF[room], f"{room} on floor {FLOOR_OF[room]} imports {imported}"
+
+
+def test_the_package_itself_imports_nothing():
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def test_the_lower_floors_are_light():
+    code = f"""
+import sys, time, torch
+before = set(sys.modules)
+start = time.process_time()
+for module in {LIGHT}:
+    __import__("qlab." + module)
+seconds = time.process_time() - start
+heavy = [name for name in {NOT_BELOW_FLOOR_4} if name in sys.modules and name not in before]
+print(seconds, torch.cuda.is_initialized(), heavy)
+"""
+    found = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(2)]
+    results = [run.stdout.strip().split(" ", 1) for run in found]
+    assert {rest for _, rest in results} == {"False []"}
+    assert min(float(seconds) for seconds, _ in results) <= SECONDS_BEYOND_TORCH
