@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _lab(parsed: argparse.Namespace) -> int:
+    if not 1 <= parsed.port <= 65535:
+        raise ValueError(f"a port is a number from 1 to 65535, got {parsed.port}")
     if not port_is_free(parsed.port):
         raise OSError(f"port {parsed.port} is taken: stop what listens there, or choose another with --port")
     for made in copies.copy_labs():
@@ -77,14 +79,19 @@ def _doctor(parsed: argparse.Namespace) -> int:
 def _check(parsed: argparse.Namespace) -> int:
     complete = True
     for path in (lab for given in parsed.paths for lab in _labs_of(given)):
-        results = check_notebook(path)
+        try:
+            results = check_notebook(path)
+        except NotALab as error:  # one unreadable notebook in a folder of many does not keep the others waiting
+            print(f"qlab check: {error}", file=sys.stderr)
+            complete = False
+            continue
         _print_results(path, results)
         complete &= all(result.points == result.max_points for result in results)
     return 0 if complete else 1
 
 
 def _labs_of(given: str) -> tuple[Path, ...]:
-    if given.isdigit():
+    if given.isdecimal():
         copy = course.copy_path(course.topic_stem(given))
         if not copy.exists():
             raise NotALab(f"you have no copy of topic {given} yet: make lab puts it at {copy}")

@@ -69,11 +69,14 @@ def topic_stem(name: str) -> str:
     """
     stems = [topic.stem for topic in topics()]
     for stem in stems:
-        if name == stem or (name.isdigit() and int(name) == int(stem[:2])):
+        if name == stem or (name.isdecimal() and int(name) == int(stem[:2])):
             return stem
     raise ValueError(f"no topic {name!r}: the course has {', '.join(stems)}")
 
 
 def _topic(path: Path) -> Topic:
-    described = json.loads(path.read_text(encoding="utf-8"))["metadata"]["qlab"]
-    return Topic(stem=path.stem, **described)
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))["metadata"]["qlab"]
+        return Topic(stem=path.stem, **described)
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} no longer says which topic it is: restore it with git") from None

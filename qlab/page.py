@@ -81,7 +81,7 @@ class Prediction:
 
 def show_source(*functions: Callable[..., Any]) -> None:
     """Show the source of qlab's own functions, with the file each one lives in."""
-    for function in functions:
+    for function in map(inspect.unwrap, functions):
         path = Path(inspect.getsourcefile(function)).relative_to(Path(__file__).parents[1])
         line = inspect.getsourcelines(function)[1]
         display(Markdown(f"`{path.as_posix()}`, line {line}\n```python\n{inspect.getsource(function)}```"))

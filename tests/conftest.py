@@ -2,7 +2,9 @@
 
 from jaxtyping import install_import_hook
 
-install_import_hook("qlab", "beartype.beartype")
+import tests.typechecker  # noqa: F401 - the hook looks it up by its name
+
+install_import_hook("qlab", "tests.typechecker.check_types")
 
 import pytest  # noqa: E402 - the hook must come before the first import of qlab
 import torch  # noqa: E402

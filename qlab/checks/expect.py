@@ -105,6 +105,6 @@ def _from_plain(value: Any) -> Tensor:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return repr(value) if abs(value) < 1e-4 or abs(value) >= 1e6 or math.isnan(value) else f"{value:.9g}"
+        return repr(value) if 0 < abs(value) < 1e-4 or abs(value) >= 1e6 or math.isnan(value) else f"{value:.9g}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

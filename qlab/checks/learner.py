@@ -7,7 +7,7 @@ import sys
 import sysconfig
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Said:
 class LearnerFunction:
     """A learner's function as a check may use it: called with plain data, never looked into."""
 
-    def __init__(self, function: Callable[..., Any], said: Said) -> None:
+    def __init__(self, function: Any, said: Said) -> None:
         self._function = function
         self._said = said
 

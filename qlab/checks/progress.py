@@ -32,11 +32,10 @@ def record(topic: str, exercise: str, *, won: int, of: int) -> None:
 
 def read(topic: str, exercise: str) -> Progress | None:
     """Return the best result so far, or None where there is none that can be read."""
-    stored = read_json(_store() / "progress" / topic / f"{exercise}.json")
-    try:
-        return Progress(**stored) if stored else None
-    except TypeError:  # a file from another version of the course
-        return None
+    stored = read_json(_store() / "progress" / topic / f"{exercise}.json") or {}
+    won, of, when = (stored.get(name) for name in ("won", "of", "when"))
+    readable = isinstance(won, int) and isinstance(of, int) and isinstance(when, str)
+    return Progress(won, of, when) if readable else None
 
 
 def points_won(topic: str) -> int:
@@ -52,13 +51,14 @@ def remember_prediction(topic: str, name: str, value: float) -> None:
 
 def remembered_prediction(topic: str, name: str) -> float | None:
     stored = read_json(_store() / "predictions" / topic / f"{name}.json")
-    return stored.get("value") if stored else None
+    value = stored.get("value") if stored else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def in_own_copy() -> bool:
     """Tell whether this process works in `work/`: labs, solutions and tests leave no trace."""
     try:
-        return Path.cwd().is_relative_to(course.work_folder())
+        return Path.cwd().is_relative_to(course.work_folder().resolve())  # work/ may be a link to a larger disk
     except FileNotFoundError:
         return False
 
@@ -67,15 +67,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file so that a reader, or a crash, meets the old content or the new, never a half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

@@ -45,7 +45,7 @@ def card(verdict: "Verdict") -> str:
 
 def side_by_side(learners: str, reference: str) -> str:
     """Return two sources next to each other."""
-    frame = "overflow-x:auto;padding:8px;border:1px solid #7a7a7a"
+    frame = "white-space:pre;overflow-x:auto;padding:8px;border:1px solid #7a7a7a"
     columns = "".join(
         f'<div style="flex:1 1 320px;min-width:0"><strong>{title}</strong>'
         f'<pre style="{frame}">{escape(source) or "(no source kept)"}</pre></div>'

@@ -17,6 +17,7 @@ from qlab.formats.float_format import (
     FloatFormat,
     Specials,
     decode,
+    decode_by_formula,
     finite_values,
 )
 from qlab.formats.rounding import encode, fp32_bits_to_bf16_bits, round_to_format, stochastic_round
@@ -38,6 +39,7 @@ __all__ = [
     "FloatFormat",
     "Specials",
     "decode",
+    "decode_by_formula",
     "encode",
     "finite_values",
     "fp32_bits_to_bf16_bits",

@@ -131,7 +131,7 @@ def decode(codes: Int[Tensor, "*shape"] | UInt8[Tensor, "*shape"], fmt: FloatFor
     if codes.dtype != torch.uint8 or fmt.bits < 8:
         _require_codes(codes, fmt)
     if fmt.bits > 16:
-        return _decode_by_formula(codes, fmt)
+        return decode_by_formula(codes, fmt)
     table = _decode_table(fmt).to(codes.device)
     flat = codes.reshape(-1)
     values = torch.empty(flat.shape, dtype=torch.float32, device=codes.device)
@@ -148,10 +148,11 @@ def finite_values(fmt: FloatFormat) -> Float[Tensor, " n"]:
 
 @lru_cache
 def _decode_table(fmt: FloatFormat) -> Float[Tensor, " codes"]:
-    return _decode_by_formula(torch.arange(2**fmt.bits), fmt)
+    return decode_by_formula(torch.arange(2**fmt.bits), fmt)
 
 
-def _decode_by_formula(codes: Tensor, fmt: FloatFormat) -> Tensor:
+def decode_by_formula(codes: Tensor, fmt: FloatFormat) -> Tensor:
+    """Return the FP32 value of each code by the definition of the format; `decode` looks the same values up."""
     codes = codes.to(torch.int64)
     magnitude = codes & (2 ** (fmt.bits - 1) - 1)
     sign = 1.0 - 2.0 * (codes >> (fmt.bits - 1)).double()

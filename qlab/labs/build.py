@@ -1,13 +1,13 @@
 """Building `labs/` from `solutions/` with nbgrader's own converters, the same bytes every time."""
 
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
 from qlab import course
 from qlab.labs import notebooks
+from qlab.labs.notebooks import NotALab
 
 
 class CannotBuild(RuntimeError):
@@ -17,15 +17,12 @@ class CannotBuild(RuntimeError):
 def build() -> tuple[Path, ...]:
     """Build every lab and return those that changed; a solution that fails leaves all labs as they were.
 
-    Errors:  CannotBuild if nbgrader is missing or refuses a solution; NotALab if a solution cannot be read.
+    Errors:  CannotBuild if nbgrader is missing or refuses a solution; NotALab if a solution cannot be read or has no graded cells.
     """
     changed = []
     for path, content in _built().items():
         if not path.exists() or path.read_bytes() != content:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
+            notebooks.write_whole(content, path)
             changed.append(path)
     return tuple(changed)
 
@@ -38,9 +35,12 @@ def differing() -> tuple[Path, ...]:
 def _built() -> dict[Path, bytes]:
     """Return the bytes of every lab, converted in a folder of its own: no gradebook is opened or made."""
     root = course.root()
-    stems = sorted(folder.name for folder in (root / "solutions").iterdir() if folder.is_dir())
+    folders = [folder for folder in (root / "solutions").iterdir() if folder.is_dir()]
+    stems = sorted(folder.name for folder in folders if course.TOPIC_NAME.fullmatch(folder.name))
     for stem in stems:
-        notebooks.read(root / "solutions" / stem / f"{stem}.ipynb")
+        solution = root / "solutions" / stem / f"{stem}.ipynb"
+        if not notebooks.graded_cells(notebooks.read(solution)):
+            raise NotALab(f"{solution} has no graded cells: it is not a solution of this course")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(root / "solutions", Path(folder) / "solutions")
         for stem in stems:
@@ -57,6 +57,8 @@ def _convert(stem: str, folder: Path, settings: Path) -> None:
         raise CannotBuild('building labs needs nbgrader: pip install -c constraints.txt -e ".[teach]"') from None
     from traitlets.config import PyFileConfigLoader  # noqa: PLC0415
 
+    if not settings.exists():
+        raise CannotBuild(f"{settings} is missing: it says how nbgrader makes a lab of a solution")
     config = PyFileConfigLoader(settings.name, path=str(settings.parent)).load_config()
     config.CourseDirectory.root = str(folder)
     config.CourseDirectory.assignment_id = stem
@@ -70,7 +72,13 @@ def _convert(stem: str, folder: Path, settings: Path) -> None:
     try:
         converter.start()
     except (NbGraderException, SystemExit) as error:
-        raise CannotBuild(f"nbgrader refused solutions/{stem}: {told[-1] if told else error}") from None
+        raise CannotBuild(f"nbgrader refused solutions/{stem}: {_reason(told) or error}") from None
+
+
+def _reason(told: list[str]) -> str:
+    """Return what went wrong: the end of the last traceback that was logged, or else the last message."""
+    tracebacks = [message for message in told if message.startswith("Traceback")]
+    return tracebacks[-1].splitlines()[-1] if tracebacks else " ".join("".join(told[-1:]).split())
 
 
 class _Listener(logging.Handler):
@@ -81,4 +89,4 @@ class _Listener(logging.Handler):
         self._told = told
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._told.append(record.getMessage().splitlines()[-1])
+        self._told.append(record.getMessage().strip())

@@ -26,8 +26,7 @@ def copy_labs() -> tuple[Path, ...]:
     for topic in course.topics():
         copy, lab = course.copy_path(topic.stem), course.lab_path(topic.stem)
         if not copy.exists() and lab.exists():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(lab, copy)
+            notebooks.write_whole(lab.read_bytes(), copy)
             _note_version(topic.stem)
             made.append(copy)
     return tuple(made)
@@ -35,8 +34,8 @@ def copy_labs() -> tuple[Path, ...]:
 
 def is_stale(stem: str) -> bool:
     """Tell whether the lab has changed since the learner's copy was made."""
-    noted = progress.read_json(_version_file(stem))
-    return course.copy_path(stem).exists() and noted is not None and noted.get("lab") != _digest(course.lab_path(stem))
+    noted, lab = progress.read_json(_version_file(stem)), course.lab_path(stem)
+    return bool(noted) and course.copy_path(stem).exists() and lab.exists() and noted.get("lab") != _digest(lab)
 
 
 def refresh(stem: str) -> Refreshed:
@@ -61,9 +60,7 @@ def points_of(lab: Path) -> int:
     """Return the points a lab gives in all, or zero where there is no lab."""
     if not lab.exists():
         return 0
-    return sum(
-        int(notebooks.marks(cell).get("points", 0)) for cell in notebooks.graded_cells(notebooks.read(lab)).values()
-    )
+    return sum(map(notebooks.points, notebooks.graded_cells(notebooks.read(lab)).values()))
 
 
 def _note_version(stem: str) -> None:

@@ -1,14 +1,18 @@
 """Executing a lab headlessly and reading the verdicts it ends with."""
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import DeadKernelError
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 from qlab import course
 from qlab.checks.report import VERDICT_MIME
@@ -16,6 +20,8 @@ from qlab.labs import notebooks
 from qlab.labs.notebooks import NotALab
 
 SECONDS_PER_CELL = 120
+INTERRUPTED = {"ename": "KeyboardInterrupt", "evalue": "", "traceback": []}
+LONGEST_SOCKET_PATH = 95  # characters: macOS allows 103 in all, and "-ipc-5" replaces ".json"
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ def check_notebook(path: Path) -> tuple[ExerciseResult, ...]:
     execute(notebook, path.parent)
     results = []
     for grade_id, cell in notebooks.graded_cells(released).items():
-        most = int(notebooks.marks(cell)["points"])
+        most = notebooks.points(cell)
         if grade_id in missing:
             results.append(ExerciseResult(grade_id, 0, most, "missing", remarks=("its check cell was deleted",)))
         else:
@@ -53,38 +59,58 @@ def execute(notebook: NotebookNode, folder: Path, *, before: Sequence[str] = ())
     """Run every cell in a fresh kernel that works in `folder`; an error in one cell does not stop the next.
 
     `before` is code that runs first and leaves no cell behind. A cell that runs longer than two minutes is
-    interrupted, and a kernel that dies ends the run there: the cells after it have no output.
+    interrupted. A kernel that dies, or a cell that will not be interrupted, ends the run there: the cells after it
+    have no output.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
     notebook.cells = [nbformat.v4.new_code_cell(code) for code in before] + notebook.cells
-    client = NotebookClient(
-        notebook,
-        timeout=SECONDS_PER_CELL,
-        interrupt_on_timeout=True,
-        allow_errors=True,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-    )
-    with contextlib.suppress(DeadKernelError):
-        client.execute()
+    with tempfile.TemporaryDirectory(prefix="qlab-") as private:
+        client = NotebookClient(
+            notebook,
+            timeout=SECONDS_PER_CELL,
+            iopub_timeout=SECONDS_PER_CELL,
+            interrupt_on_timeout=True,
+            error_on_timeout=INTERRUPTED,  # else nbclient waits forever where a bare `except:` eats the interrupt
+            raise_on_iopub_timeout=True,
+            allow_errors=True,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(folder)}},
+            config=_connection(Path(private)),
+        )
+        with contextlib.suppress(DeadKernelError, CellTimeoutError):
+            client.execute()
     notebook.cells = notebook.cells[len(before) :]
 
 
 def labs_under(path: Path) -> tuple[Path, ...]:
-    """Return the labs a path stands for: a notebook, or every notebook with graded cells in a folder.
+    """Return the labs a path stands for: a notebook, or every lab in a folder, with the notebooks that cannot be read.
 
     Errors:  NotALab if there is none.
     """
     if not path.is_dir():
         return (path,)
-    found = [
-        p for p in sorted(path.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts and ".before-" not in p.name
-    ]
+    below = [p for p in sorted(path.rglob("*.ipynb")) if ".before-" not in p.name]
+    seen = [p for p in below if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+    found = tuple(p for p in seen if _may_be_a_lab(p))
     if not found:
-        raise NotALab(f"no notebook lies under {path}")
-    return tuple(found)
+        raise NotALab(f"no lab lies under {path}")
+    return found
+
+
+def _may_be_a_lab(path: Path) -> bool:
+    try:
+        return bool(notebooks.graded_cells(notebooks.read(path)))
+    except NotALab:
+        return True
+
+
+def _connection(private: Path) -> Config:
+    """Let the kernel listen on sockets in a folder of its own, where the system has them: no open port, no warning."""
+    file = private / "kernel.json"
+    has_sockets = os.name == "posix" and len(str(file)) <= LONGEST_SOCKET_PATH
+    return Config(ConnectionFileMixin={"connection_file": str(file), "transport": "ipc" if has_sockets else "tcp"})
 
 
 def _released(path: Path, notebook: NotebookNode) -> NotebookNode:
@@ -108,17 +134,20 @@ def _restore_checks(notebook: NotebookNode, released: NotebookNode) -> set[str]:
 
 
 def _result(grade_id: str, most: int, cell: NotebookNode) -> ExerciseResult:
-    for output in reversed(cell.get("outputs", [])):
+    remark = "its check gave no verdict" if cell.execution_count else "the run ended before this check was done"
+    for output in reversed(cell.outputs):
         verdict = output.get("data", {}).get(VERDICT_MIME)
         if isinstance(verdict, dict):
-            remarks = [
-                f"{p['name']}: {p['thought'] or p['message']}" for p in verdict["parts"] if p["outcome"] != "right"
-            ]
-            points = max(0, min(most, int(verdict["points"])))
-            return ExerciseResult(grade_id, points, most, verdict["outcome"], verdict["misconception"], tuple(remarks))
-        if output.get("output_type") == "error":
-            said = f"{output['ename']}: {output['evalue']}".splitlines()[0]
-            return ExerciseResult(grade_id, 0, most, "crashed", remarks=(said,))
-    return ExerciseResult(
-        grade_id, 0, most, "crashed", remarks=("the cell gave no verdict: the kernel stopped before it",)
-    )
+            return _judged(grade_id, most, verdict)
+        if output.output_type == "error":
+            remark = f"{output.ename}: {output.evalue}".splitlines()[0]
+            if output.ename == INTERRUPTED["ename"]:
+                remark = f"it ran for {SECONDS_PER_CELL} seconds and was stopped"
+            break
+    return ExerciseResult(grade_id, 0, most, "crashed", remarks=(remark,))
+
+
+def _judged(grade_id: str, most: int, verdict: dict[str, Any]) -> ExerciseResult:
+    remarks = [f"{p['name']}: {p['thought'] or p['message']}" for p in verdict["parts"] if p["outcome"] != "right"]
+    points = max(0, min(most, int(verdict["points"])))
+    return ExerciseResult(grade_id, points, most, verdict["outcome"], verdict["misconception"], tuple(remarks))

@@ -11,13 +11,17 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to an exercise: its functions, and the misconception it must get, empty if it is right."""
+    """One answer to an exercise: its functions, and the misconception it must get, empty if it is right.
+
+    A `slow` one takes longer than a check may: it is tried, but the time of the check is not judged by it.
+    """
 
     exercise: str
     name: str
     functions: tuple[Callable[..., Any], ...]
     misconception: str = ""
     outcome: str = "right"
+    slow: bool = False
 
 
 class Bank:
@@ -29,6 +33,10 @@ class Bank:
 
     def right(self, function: Callable[..., Any]) -> Callable[..., Any]:
         self.add(function.__name__, function)
+        return function
+
+    def right_but_slow(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        self.answers.append(Answer(self.exercise, function.__name__, (function,), slow=True))
         return function
 
     def wrong(self, misconception: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -136,6 +136,6 @@ def always_away_from_zero(x, generator):
     return neighbors(x)[1]
 
 
-@BANK.right
+@BANK.right_but_slow
 def one_element_at_a_time(x, generator):
     return [adds_random_low_bits(x[i : i + 1], generator)[0] for i in range(len(x))]

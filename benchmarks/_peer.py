@@ -1,0 +1,35 @@
+"""What every benchmark shares: its arguments, medians side by side, and one line that names the peer."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+
+def arguments(description: str, *, record: bool = False) -> argparse.Namespace:
+    """Read `--tiny`, which only shows that the benchmark runs, and `--record` where it writes a recording."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--tiny", action="store_true", help="smallest sizes: proves that it runs, measures nothing")
+    if record:
+        parser.add_argument("--record", action="store_true", help="keep the result in lessons/recorded/")
+    torch.set_num_threads(1)
+    return parser.parse_args()
+
+
+def medians_ms(*functions: Callable[[], object], repeats: int) -> list[float]:
+    """Time the functions in turn, so that whatever else the machine does falls on all of them alike."""
+    times: list[list[float]] = [[] for _ in functions]
+    for repeat in range(repeats + 1):  # the first round warms up
+        for function, kept in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            function()
+            if repeat:
+                kept.append(1e3 * (time.perf_counter() - start))
+    return [statistics.median(kept) for kept in times]
+
+
+def report(what: str, *, ours: float, peer: float, peer_name: str, target: str) -> None:
+    """Print one ratio: above 1 means faster than the peer."""
+    print(f"{what}: {ours:.4g} ms, {peer_name} {peer:.4g} ms: {peer / ours:.2f} times as fast (target: {target})")

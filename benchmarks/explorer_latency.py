@@ -1,0 +1,79 @@
+"""From a slider event to the redrawn picture in a real browser: the SVG explorer against a matplotlib PNG."""
+
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from _peer import arguments, report
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from playwright.sync_api import sync_playwright
+
+from tests.browser.jupyter import CHROMIUM, CHROMIUM_FLAGS, NotebookPage, jupyterlab
+
+SVG_EXPLORER = """from qlab.widgets import BitExplorer
+BitExplorer()"""
+PNG_EXPLORER = """import io
+import ipywidgets
+import matplotlib.pyplot as plt
+import torch
+from qlab import formats
+slider = ipywidgets.IntSlider(15_360, min=0, max=65_535)
+picture = ipywidgets.Image(format="png")
+def draw(change):
+    values = formats.decode(torch.arange(change.new - 3, change.new + 4).clamp(0, 31_743), formats.FP16)
+    figure, ax = plt.subplots(figsize=(7.6, 2.4))
+    ax.plot(values, [0] * 7, "o")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    picture.value = buffer.getvalue()
+slider.observe(draw, "value")
+ipywidgets.VBox([slider, picture])"""
+# Starts at the key event in the page and ends at the frame in which the changed picture is shown: an SVG is in the
+# document at once, an image when it has loaded.
+CLOCK = """([cell, selector]) => {
+  window.latencies = [];
+  let start = null;
+  const stop = () => requestAnimationFrame(() => {
+    if (start !== null) { window.latencies.push(performance.now() - start); start = null; }
+  });
+  cell.addEventListener("keydown", () => { start = performance.now(); }, true);
+  const picture = cell.querySelector(selector);
+  if (picture.tagName === "IMG") picture.addEventListener("load", stop);
+  else new MutationObserver(stop).observe(picture.parentElement, {childList: true, subtree: true});
+}"""
+REPEATS = 20
+
+
+def latency_ms(page, notebook: NotebookPage, cell_id: str, *, selector: str, repeats: int) -> float:
+    """Press the arrow key on a cell's slider and return the median time until its picture changed."""
+    cell = notebook.cell(cell_id)
+    page.evaluate(CLOCK, [cell.element_handle(), selector])
+    handle = cell.locator(".noUi-handle")
+    for press in range(repeats + 3):  # the first three warm up
+        handle.press("ArrowRight")
+        page.wait_for_function(f"window.latencies.length > {press}", timeout=20_000)
+    return statistics.median(page.evaluate("window.latencies")[3:])
+
+
+options = arguments(__doc__)
+if CHROMIUM is None:
+    sys.exit("nothing measured: no Chromium is installed")
+repeats = 2 if options.tiny else REPEATS
+with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as server, sync_playwright() as playwright:
+    cells = [
+        nbformat.v4.new_code_cell(source, id=name) for name, source in (("svg", SVG_EXPLORER), ("png", PNG_EXPLORER))
+    ]
+    (server.course / "explorers.ipynb").write_text(json.dumps(nbformat.v4.new_notebook(cells=cells)), encoding="utf-8")
+    chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_FLAGS)
+    page = chromium.new_page(viewport={"width": 1300, "height": 1000})
+    notebook = NotebookPage(page, server, "explorers.ipynb")
+    notebook.run_all()
+    svg = latency_ms(page, notebook, "svg", selector="svg[role=img]", repeats=repeats)
+    png = latency_ms(page, notebook, "png", selector="img", repeats=repeats)
+    chromium.close()
+report("slider event to redrawn picture", ours=svg, peer=png, peer_name="matplotlib PNG", target="35 ms")

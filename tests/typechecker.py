@@ -1,0 +1,5 @@
+"""The checker of annotations at run time: beartype, with an int accepted where a float is asked for, as PEP 484 says."""
+
+from beartype import BeartypeConf, beartype
+
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))
