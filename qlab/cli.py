@@ -1,6 +1,7 @@
 """The command `qlab`: thin words around the modules that do the work."""
 
 import argparse
+import io
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,9 @@ from qlab.labs.notebooks import NotALab
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; what goes wrong is one sentence on stderr."""
     parsed = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal or a pipe need not know the character ⁻
     try:
         return parsed.run(parsed)
     except (NotALab, CannotBuild, ValueError, OSError) as error:

@@ -8,7 +8,9 @@ import ipywidgets
 import torch
 
 from qlab import formats
-from qlab.checks.learner import Crashed, LearnerFunction, NotAnswered, Said
+from qlab.checks.expect import as_number
+from qlab.checks.learner import Crashed, LearnerFunction, NotAnswered
+from qlab.checks.report import Refused
 from qlab.formats import FloatFormat, Specials
 from qlab.plots import bits_svg, octaves_svg
 
@@ -22,7 +24,7 @@ class BitExplorer(ipywidgets.VBox):
     """
 
     def __init__(self, decode: Callable[..., Any] | None = None, *, fmt: FloatFormat = formats.FP16) -> None:
-        self._decode = LearnerFunction(decode, Said()) if decode else None
+        self._decode = LearnerFunction(decode) if decode else None
         known = [f for f in formats.FORMATS.values() if decode is None or f.specials is Specials.IEEE]
         choice = [(f.name, f) for f in known]
         self.format = ipywidgets.Dropdown(options=choice, value=fmt, description="format")
@@ -70,7 +72,8 @@ class BitExplorer(ipywidgets.VBox):
         self.drawing.value = bits_svg(code, fmt, note=self._own_answer(code, value))
         self._moving = True  # what follows mirrors the code and must not set it again
         for toggle, bit in zip(self._toggles, format(code, f"0{fmt.bits}b"), strict=True):
-            toggle.value, toggle.description = bit == "1", bit
+            with toggle.hold_sync():  # one message for both, and none for a bit that stays
+                toggle.value, toggle.description = bit == "1", bit
         if math.isfinite(value):
             self.value.value = value
         self._moving = False
@@ -80,13 +83,14 @@ class BitExplorer(ipywidgets.VBox):
             return ""
         fmt = self.format.value
         try:
-            answer = self._decode(code, fmt.exponent_bits, fmt.mantissa_bits)
+            returned = self._decode(code, fmt.exponent_bits, fmt.mantissa_bits)
+            answer = as_number(returned, call="decode")
         except NotAnswered:
             return "your decode: not answered yet"
-        except Crashed as crash:
-            return f"your decode: {crash}"
-        same = answer == value or (answer != answer and value != value)  # noqa: PLR0124 - NaN differs from itself
-        return f"your decode: {answer}  {'✓ as it should be' if bool(same) else f'✗ expected {value:g}'}"
+        except (Crashed, Refused) as failure:
+            return f"your decode: {failure}"
+        same = answer == value or (math.isnan(answer) and math.isnan(value))
+        return f"your decode: {answer:g}  {'✓ as it should be' if same else f'✗ expected {value:g}'}"
 
 
 class FormatDesigner(ipywidgets.VBox):

@@ -26,6 +26,7 @@ def test_the_check_tells_right_from_wrong(topic, answer):
         verdict = check(*answer.functions, seed=seed)
         story = "\n".join(map(str, verdict.parts))
         assert verdict.outcome == answer.outcome, story
+        assert not verdict.said or "warn" in answer.name, verdict.said
         assert verdict.misconception == answer.misconception, story
         assert verdict.max_points == len(verdict.parts)
         assert (verdict.points == verdict.max_points) == (answer.outcome == "right")

@@ -1,15 +1,18 @@
 """The contract of a check: four outcomes, parts worth a point, black-box calls, and what grader and learner read."""
 
+import asyncio
 import logging
+import os
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
 from qlab.checks import verdict_html
 from qlab.checks.expect import Suspect, as_number, as_tensor, require_values
-from qlab.checks.learner import STUB_MESSAGE, LearnerFunction, Said, describe
+from qlab.checks.learner import STUB_MESSAGE, LearnerFunction, describe
 from qlab.checks.report import VERDICT_MIME, Outcome, Refused, check, part, require
 
 
@@ -189,4 +192,58 @@ def test_what_is_no_number_is_refused_by_name(value, misconception):
 
 
 def test_map_guards_many_calls_at_once():
-    assert LearnerFunction(lambda a, b: a + b, Said()).map([(1, 2), (3, 4)]) == [3, 7]
+    assert LearnerFunction(lambda a, b: a + b).map([(1, 2), (3, 4)]) == [3, 7]
+
+
+def test_what_compiled_code_writes_to_stderr_costs_nothing(capfd):
+    def writes(x):
+        os.write(2, b"from C\n")
+        return x + 1
+
+    verdict = check_add_one(writes)
+    assert verdict.outcome == "right" and "from C" in verdict.said
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("error", [SystemExit, GeneratorExit, asyncio.CancelledError, BaseException])
+def test_nothing_an_answer_raises_ends_the_notebook(error):
+    def raises(x):
+        raise error
+
+    assert check_add_one(raises).outcome == "crashed"
+
+
+def test_the_learner_can_still_interrupt():
+    def interrupted(x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check_add_one(interrupted)
+
+
+def test_a_coroutine_is_named():
+    async def later(x):
+        return x + 1
+
+    assert "async def" in check_add_one(later).parts[0].message
+
+
+def test_defaults_that_an_answer_changes_do_not_reach_the_check():
+    def meddles(x):
+        torch.set_default_dtype(torch.float64)
+        return x + 1
+
+    assert check_add_one(meddles).outcome == "right"
+    assert torch.get_default_dtype() == torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert check_add_one(reference).outcome == "right"
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_complex_numbers_are_refused_without_a_warning():
+    for value in (complex(3, 1), torch.tensor([1 + 1j]), np.array([1j])):
+        verdict = check_add_one(lambda x, value=value: value)
+        assert verdict.misconception == "returns-wrong-type" and verdict.said == ""

@@ -11,39 +11,11 @@ import nbformat
 import pytest
 
 from qlab import course
-from qlab.checks.report import VERDICT_MIME
 from qlab.labs import build, copies, execute, notebooks
 from qlab.labs.build import CannotBuild
 from qlab.labs.execute import check_notebook
 from qlab.labs.notebooks import NotALab
-
-REPOSITORY = Path(__file__).parents[1]
-TOPIC = "01_data_types"
-EMPTY = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": []}
-OLD_CELL = {"cell_type": "code", "input": "1", "outputs": [], "language": "python", "collapsed": False}
-OLD_FORMAT = {"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "worksheets": [{"cells": [OLD_CELL], "metadata": {}}]}
-NO_LABS = {
-    "empty": b"",
-    "list": b"[1, 2]",
-    "null": b"null",
-    "binary": bytes(range(256)),
-    "deep": b"[" * 100_000,
-    "deep metadata": json.dumps(EMPTY).encode().replace(b"{}", b'{"a":' * 50_000 + b"1" + b"}" * 50_000),
-    "cut short": json.dumps(EMPTY).encode()[:-9],
-    "from the future": json.dumps(EMPTY | {"nbformat": 99}).encode(),
-    "without graded cells": json.dumps(EMPTY).encode(),
-    "nbformat 3": json.dumps(OLD_FORMAT).encode(),
-}
-A_POINT = {"points": 1, "outcome": "right", "misconception": "", "parts": []}
-GIVES_A_POINT = f"display({{{VERDICT_MIME!r}: {A_POINT}}}, raw=True)"
-
-
-def copy_course(folder: Path) -> Path:
-    """Copy all that labs are made of into `folder`."""
-    for name in ("lessons", "labs", "solutions"):
-        shutil.copytree(REPOSITORY / name, folder / name)
-    shutil.copy(REPOSITORY / "nbgrader_config.py", folder)
-    return folder
+from tests.grading import GIVES_A_POINT, NO_LABS, TOPIC, copy_course, files_of, fill, one_sentence, small_lab
 
 
 @pytest.fixture
@@ -55,32 +27,6 @@ def root(tmp_path, monkeypatch):
 @pytest.fixture
 def solution(root):
     return root / "solutions" / TOPIC / f"{TOPIC}.ipynb"
-
-
-def files_of(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def fill(notebook: nbformat.NotebookNode, **sources: str) -> None:
-    """Put sources into the cells of these ids; a Python name stands for an id with hyphens."""
-    for cell in notebook.cells:
-        if (name := cell.id.replace("-", "_")) in sources:
-            cell.source = sources[name]
-
-
-def small_lab(path: Path, *sources: str) -> Path:
-    """Write a lab of no topic whose every cell is graded: its kernel needs no torch."""
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    for number, cell in enumerate(cells):
-        cell.metadata["nbgrader"] = {"grade": True, "grade_id": f"cell-{number}", "points": 1}
-    notebooks.write(nbformat.v4.new_notebook(cells=cells), path)
-    return path
-
-
-def one_sentence(error: pytest.ExceptionInfo) -> str:
-    text = str(error.value)
-    assert "\n" not in text and 20 < len(text) < 400
-    return text
 
 
 class TestBuild:
@@ -183,9 +129,8 @@ class TestCopies:
         copies.copy_labs()
         course.copy_path(TOPIC).write_bytes(content)
         before = files_of(root)
-        with pytest.raises(NotALab) as error:
+        with pytest.raises(NotALab, match=f"{TOPIC}.ipynb is not a notebook"):
             copies.refresh(TOPIC)
-        assert str(course.copy_path(TOPIC)) in one_sentence(error)
         assert files_of(root) == before
 
     def test_a_crash_in_the_middle_of_a_write_leaves_the_old_file(self, tmp_path, monkeypatch):
@@ -237,3 +182,69 @@ class TestExecute:
         assert [result.outcome for result in results] == ["right"] * 8
         assert sum(result.points for result in results) == copies.points_of(course.lab_path(TOPIC)) == 32
         assert solution.read_bytes() == before
+
+    @pytest.mark.slow
+    def test_the_unanswered_lab_runs_to_its_end_and_wins_nothing(self, root, monkeypatch, capfd):
+        ran, run = [], execute.execute
+        monkeypatch.setattr(execute, "execute", lambda lab, folder: (run(lab, folder), ran.append(lab)))
+        results = check_notebook(course.lab_path(TOPIC))
+        assert [(result.points, result.outcome) for result in results] == [(0, "empty")] * 8
+        code = [cell for cell in ran[0].cells if cell.cell_type == "code"]
+        assert all(cell.execution_count for cell in code)
+        assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
+        assert capfd.readouterr().err == ""  # the kernel has nothing to warn of either
+
+    @pytest.mark.slow
+    def test_checks_that_were_deleted_edited_or_doubled(self, solution):
+        notebook = notebooks.read(solution)
+        fill(notebook, check_kahan_sum="4", answer_kahan_sum="def kahan_sum(x):\n    return x.sum()")
+        fill(notebook, check_stochastic_round="print('no verdict')", answer_stochastic_round="del checks")
+        noise = "import sys, warnings\nprint('noise', file=sys.stderr)\nwarnings.warn('noise')\n"
+        answer = notebooks.answer_cells(notebook)["answer-store-in-16-bits"]
+        answer.source = f"{noise}from qlab.checks import data_types as checks\n{answer.source}"
+        answer.source = answer.source.replace("    return", "    print('noise', file=sys.stderr)\n    return")
+        doubled = notebooks.graded_cells(notebook)["check-pack-int4"]
+        cells = [cell for cell in notebook.cells if cell.id != "check-decode"]
+        notebook.cells = [*cells[:-1], copy.deepcopy(doubled), cells[-1]]
+        solution.write_text(json.dumps(notebook))  # nbformat itself does not write two cells of one id
+
+        results = {result.grade_id.removeprefix("check-"): result for result in check_notebook(solution)}
+        assert (results["decode"].points, results["decode"].outcome) == (0, "missing")
+        assert results["kahan-sum"].misconception == "accumulates-wider" and results["kahan-sum"].points < 4
+        assert results["kahan-sum"].remarks
+        assert results["stochastic-round"].remarks == ("NameError: name 'checks' is not defined",)
+        assert results["pack-int4"].points == 5
+        assert results["store-in-16-bits"].points == 3
+        assert sum(result.points == result.max_points for result in results.values()) == 5
+
+    @pytest.mark.slow
+    def test_a_kernel_that_dies_keeps_the_points_won_before(self, tmp_path):
+        dies = "import os, time\ntime.sleep(0.5)  # until what was said so far has arrived\nos._exit(0)"
+        before, during, after = check_notebook(small_lab(tmp_path / "lab.ipynb", GIVES_A_POINT, dies, GIVES_A_POINT))
+        assert (before.points, before.outcome) == (1, "right")
+        assert (during.points, during.outcome) == (after.points, after.outcome) == (0, "crashed")
+        assert after.remarks == ("the run ended before this check was done",)
+
+    @pytest.mark.slow
+    def test_endless_loops_are_stopped(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(execute, "SECONDS_PER_CELL", 2)
+        deaf = "import time\nwhile True:\n    try:\n        time.sleep(0.01)\n    except BaseException:\n        pass"
+        lab = small_lab(tmp_path / "lab.ipynb", "while True: pass", GIVES_A_POINT, "'no verdict'", deaf, GIVES_A_POINT)
+        looped, after, silent, *others = check_notebook(lab)
+        assert looped.remarks == ("it ran for 2 seconds and was stopped",)
+        assert after.points == 1
+        assert silent.remarks == ("its check gave no verdict",)
+        assert [(r.points, r.outcome) for r in others] == [(0, "crashed")] * 2
+
+    @pytest.mark.slow
+    def test_the_kernel_listens_on_private_sockets_and_leaves_nothing(self, tmp_path, monkeypatch):
+        asks = (
+            "from ipykernel.connect import get_connection_info as told\nassert told(unpack=True)['transport'] == 'ipc'"
+        )
+        lab = small_lab(tmp_path / "lab.ipynb", f"{asks}\n{GIVES_A_POINT}")
+        before = files_of(tmp_path)
+        with tempfile.TemporaryDirectory(prefix="q") as private:
+            monkeypatch.setattr(tempfile, "tempdir", private)
+            assert check_notebook(lab)[0].remarks == ()
+            assert not list(Path(private).iterdir())
+        assert files_of(tmp_path) == before

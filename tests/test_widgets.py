@@ -56,7 +56,7 @@ def test_the_learners_own_decode_is_run_and_compared():
     explorer = BitExplorer(decode=wrong_above_one)
     assert "✓ as it should be" in explorer.drawing.value
     explorer.value.value = 2.0
-    assert "your decode: 1.0  ✗ expected 2" in explorer.drawing.value
+    assert "your decode: 1  ✗ expected 2" in explorer.drawing.value
     assert E4M3 not in dict(explorer.format.options).values()
 
 
@@ -66,7 +66,8 @@ def test_a_decode_that_is_missing_or_breaks_is_one_line():
 
     assert "your decode: not answered yet" in BitExplorer(decode=stub).drawing.value
     assert "your decode: ZeroDivisionError" in BitExplorer(decode=lambda *_: 1 / 0).drawing.value
-    assert "your decode: None" in BitExplorer(decode=lambda *_: None).drawing.value
+    assert "returned None" in BitExplorer(decode=lambda *_: None).drawing.value
+    assert "expected ()" in BitExplorer(decode=lambda *_: [1, 2]).drawing.value
 
 
 def test_the_designer_draws_each_split():

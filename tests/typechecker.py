@@ -1,4 +1,4 @@
-"""The checker of annotations at run time: beartype, with an int accepted where a float is asked for, as PEP 484 says."""
+"""The checker of annotations at run time: beartype, with an int accepted for a float, as PEP 484 says."""
 
 from beartype import BeartypeConf, beartype
 

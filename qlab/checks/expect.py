@@ -36,13 +36,19 @@ def as_tensor(value: Any, shape: tuple[int, ...], *, call: str) -> Tensor:
     """
     _refuse_nothing(value, call)
     try:
-        tensor = value.detach().cpu() if isinstance(value, Tensor) else _from_plain(value)
-    except (TypeError, ValueError, RuntimeError):
+        tensor = value.detach().cpu().to_dense() if isinstance(value, Tensor) else _from_plain(value)
+    except Exception:  # an object of the learner's own may raise anything when it is read
         raise Refused(
             f"`{call}` returned {_shown(value)}, which holds no plain numbers",
             misconception="returns-wrong-type",
             thought="Return a tensor, or a plain number where the task says so.",
         ) from None
+    if tensor.is_complex():
+        raise Refused(
+            f"`{call}` returned complex numbers",
+            misconception="returns-wrong-type",
+            thought="Every value here is real: where does the imaginary part come from?",
+        )
     if tuple(tensor.shape) == shape or (math.prod(shape) == 1 and tensor.numel() == 1):
         return tensor.reshape(shape)
     raise Refused(
@@ -98,13 +104,14 @@ def _from_plain(value: Any) -> Tensor:
     array = np.asarray(value)
     if array.dtype.kind in "OUSMm":  # objects, text and dates, which NumPy would read digits out of
         raise TypeError(f"{array.dtype} is not a number")
-    if array.dtype.kind not in "biu":
+    if array.dtype.kind not in "biuc":
         array = array.astype(np.float64)  # exact for every float type, the ones of ml_dtypes too
     return torch.as_tensor(array.astype(np.int64) if array.dtype.kind == "u" else array)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
+        value += 0.0  # no task asks for the sign of zero
         return repr(value) if 0 < abs(value) < 1e-4 or abs(value) >= 1e6 or math.isnan(value) else f"{value:.9g}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

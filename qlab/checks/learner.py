@@ -3,8 +3,10 @@
 import contextlib
 import inspect
 import io
+import os
 import sys
 import sysconfig
+import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -41,9 +43,8 @@ class Said:
 class LearnerFunction:
     """A learner's function as a check may use it: called with plain data, never looked into."""
 
-    def __init__(self, function: Any, said: Said) -> None:
+    def __init__(self, function: Any) -> None:
         self._function = function
-        self._said = said
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function on copies of the tensors, so that work in place cannot change what is expected.
@@ -51,7 +52,11 @@ class LearnerFunction:
         Errors:  NotAnswered for the stub, Crashed for whatever else the function raises.
         """
         with self._guarded():
-            return self._function(*map(_copied, args), **{name: _copied(v) for name, v in kwargs.items()})
+            result = self._function(*map(_copied, args), **{name: _copied(v) for name, v in kwargs.items()})
+        if inspect.iscoroutine(result):
+            result.close()
+            raise Crashed("your function is an `async def`: write `def`")
+        return result
 
     def map(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call the function once for each tuple of plain numbers: one guard for many small calls."""
@@ -63,17 +68,37 @@ class LearnerFunction:
         if not callable(self._function):
             raise Crashed(f"the check was given {_short(self._function)}, which is not a function")
         try:
-            with caught_stderr(self._said):
+            with plain_torch():
                 yield
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and its like too: a check never ends the notebook
             if is_stub(error):
                 raise NotAnswered from None
             raise Crashed(describe(error)) from None
 
 
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Give what runs inside torch's usual defaults, and put back what was there: an answer may have changed them."""
+    dtype, device = torch.get_default_dtype(), torch.get_default_device()
+    torch.set_default_dtype(torch.float32)
+    if device.type != "cpu":
+        torch.set_default_device(None)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        if device.type != torch.get_default_device().type:
+            torch.set_default_device(device)
+
+
 def is_stub(error: BaseException) -> bool:
     """Tell the stub's own NotImplementedError from torch's, which an answer can run into."""
-    return isinstance(error, NotImplementedError) and (not error.args or error.args[0] == STUB_MESSAGE)
+    try:
+        return isinstance(error, NotImplementedError) and (not error.args or error.args[0] == STUB_MESSAGE)
+    except Exception:  # an error of the learner's own making may raise when it is looked at
+        return False
 
 
 def describe(error: BaseException) -> str:
@@ -88,7 +113,7 @@ def sources_of(functions: tuple[Any, ...]) -> str:
     """Return the source of functions, leaving out those of which Python has kept none."""
     sources = []
     for function in functions:
-        with contextlib.suppress(OSError, TypeError):
+        with contextlib.suppress(Exception):  # OSError and TypeError, and whatever an odd object raises
             sources.append(inspect.getsource(function))
     return "\n\n".join(sources)
 
@@ -96,23 +121,58 @@ def sources_of(functions: tuple[Any, ...]) -> str:
 @contextlib.contextmanager
 def caught_stderr(said: Said) -> Iterator[None]:
     """Keep warnings and stderr out of the cell's output: nbgrader gives no point to a cell that wrote to stderr."""
-    caught, stream = io.StringIO(), sys.stderr
-    own_write = stream.__dict__.get("write") if hasattr(stream, "__dict__") else None
-    with contextlib.suppress(AttributeError, TypeError):
-        stream.write = caught.write  # a logging handler made earlier holds the stream itself
+    caught = io.StringIO()
+    warned: list[warnings.WarningMessage] = []
     try:
-        with warnings.catch_warnings(record=True) as warned, contextlib.redirect_stderr(caught):
+        with (
+            warnings.catch_warnings(record=True) as warned,
+            _stream_redirected(sys.stderr, caught),
+            contextlib.redirect_stderr(caught),
+            _descriptor_redirected(said),
+        ):
             warnings.simplefilter("always")
             yield
     finally:
-        if getattr(stream, "__dict__", {}).get("write") == caught.write:
-            if own_write is None:
-                del stream.write
-            else:
-                stream.write = own_write
         for warning in warned:
-            said.add(f"{warning.category.__name__}: {warning.message}\n")
+            said.add(f"{warning.category.__name__}: {_short(warning.message)}\n")
         said.add(caught.getvalue())
+
+
+@contextlib.contextmanager
+def _stream_redirected(stream: Any, caught: io.StringIO) -> Iterator[None]:
+    """Catch what is written through the stream itself: a logging handler made earlier still holds it."""
+    try:
+        before = vars(stream).get("write")
+        stream.write = caught.write
+    except (AttributeError, TypeError):  # a stream of C has nothing to replace; its descriptor is caught
+        yield
+        return
+    try:
+        yield
+    finally:
+        if before is None:
+            del stream.write
+        else:
+            stream.write = before
+
+
+@contextlib.contextmanager
+def _descriptor_redirected(said: Said) -> Iterator[None]:
+    """Catch what compiled code writes to file descriptor 2."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no standard error to protect
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            said.add(file.read(LONGEST_SAID).decode(errors="replace"))
 
 
 def _copied(value: Any) -> Any:

@@ -12,7 +12,16 @@ from typing import Any
 import torch
 
 from qlab.checks import progress, verdict_html
-from qlab.checks.learner import Crashed, LearnerFunction, NotAnswered, Said, describe, sources_of
+from qlab.checks.learner import (
+    Crashed,
+    LearnerFunction,
+    NotAnswered,
+    Said,
+    caught_stderr,
+    describe,
+    plain_torch,
+    sources_of,
+)
 
 VERDICT_MIME = "application/vnd.qlab.verdict+json"
 
@@ -149,7 +158,8 @@ def check(topic: str, exercise: str, *references: Callable[..., Any], points: in
             said, parts = Said(), list[PartResult]()
             token = _parts.set(parts)
             try:
-                body(*(LearnerFunction(f, said) for f in functions), torch.Generator().manual_seed(seed))
+                with caught_stderr(said), plain_torch():
+                    body(*map(LearnerFunction, functions), torch.Generator().manual_seed(seed))
             finally:
                 _parts.reset(token)
             sources = (sources_of(functions), sources_of(references))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
 
 MARKS = {"right": "✓", "wrong": "✗", "crashed": "!", "empty": "·"}
 COLORS = {"right": "#2e8540", "wrong": "#c9510c", "crashed": "#b3261e", "empty": "#7a7a7a"}
+MEND_FIRST = "This may be the same mistake: mend what is named above, then run the check again."
 HEADLINES = {
     "right": "every point won",
     "wrong": "not yet",
@@ -60,9 +61,10 @@ def _part_row(part: "PartResult", graded: bool, told: set[str]) -> str:
     if part.message and not graded:
         detail += f'<div style="margin-left:1.4em;overflow-wrap:anywhere">{_code(part.message)}</div>'
     if part.misconception and part.misconception not in told:
+        thought = MEND_FIRST if part.misconception == "wrong-value" and told else part.thought
         told.add(part.misconception)
         detail += (
-            f'<div style="margin-left:1.4em">→ {_code(part.thought)} '
+            f'<div style="margin-left:1.4em">→ {_code(thought)} '
             f'<code class="qlab-misconception">{escape(part.misconception)}</code></div>'
         )
     mark = f'<span style="color:{COLORS[part.outcome]};display:inline-block;width:1.2em">{MARKS[part.outcome]}</span>'
@@ -76,7 +78,10 @@ def _foot(verdict: "Verdict") -> str:
     if verdict.outcome == "right" and not verdict.graded:
         foot += _folded("compare with qlab's own", side_by_side(*verdict.sources))
     elif verdict.outcome in ("wrong", "crashed") and not verdict.graded:
-        foot += f"<small>The inputs are drawn anew each run; <code>seed={verdict.seed}</code> repeats these.</small>"
+        foot += (
+            "<small>The inputs are drawn anew at every run; to repeat these, call the check in a cell of your own with "
+            f"<code>seed={verdict.seed}</code>.</small>"
+        )
     return foot
 
 

@@ -17,7 +17,7 @@ class CannotBuild(RuntimeError):
 def build() -> tuple[Path, ...]:
     """Build every lab and return those that changed; a solution that fails leaves all labs as they were.
 
-    Errors:  CannotBuild if nbgrader is missing or refuses a solution; NotALab if a solution cannot be read or has no graded cells.
+    Errors:  CannotBuild if nbgrader is missing or refuses a solution; NotALab if a solution is no lab.
     """
     changed = []
     for path, content in _built().items():

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from nbformat import NotebookNode
+
 from qlab import course
 from qlab.checks import progress
 from qlab.labs import notebooks
@@ -26,8 +28,8 @@ def copy_labs() -> tuple[Path, ...]:
     for topic in course.topics():
         copy, lab = course.copy_path(topic.stem), course.lab_path(topic.stem)
         if not copy.exists() and lab.exists():
-            notebooks.write_whole(lab.read_bytes(), copy)
             _note_version(topic.stem)
+            notebooks.write_whole(lab.read_bytes(), copy)
             made.append(copy)
     return tuple(made)
 
@@ -41,14 +43,17 @@ def is_stale(stem: str) -> bool:
 def refresh(stem: str) -> Refreshed:
     """Replace a learner's copy by the lab of today, with the answers carried over by `grade_id`.
 
+    A cell the learner never touched is no answer: it gets the stub of today.
+
     Errors:  NotALab if there is no copy, or it cannot be read; then nothing is changed.
     """
     path = course.copy_path(stem)
     old, fresh = notebooks.read(path), notebooks.read(course.lab_path(stem))
-    answers, places = notebooks.answer_cells(old), notebooks.answer_cells(fresh)
-    for name, cell in places.items():
-        if name in answers:
-            cell.source = answers[name].source
+    stubs = (progress.read_json(_version_file(stem)) or {}).get("stubs", {})
+    answers = {name: source for name, source in _answers(old).items() if source != stubs.get(name)}
+    places = notebooks.answer_cells(fresh)
+    for name in answers.keys() & places:
+        places[name].source = answers[name]
     backup = path.with_name(f"{stem}.before-{datetime.now():%Y%m%d-%H%M%S-%f}.ipynb")
     shutil.copyfile(path, backup)
     notebooks.write(fresh, path)
@@ -64,7 +69,12 @@ def points_of(lab: Path) -> int:
 
 
 def _note_version(stem: str) -> None:
-    progress.write_json(_version_file(stem), {"lab": _digest(course.lab_path(stem))})
+    lab = course.lab_path(stem)
+    progress.write_json(_version_file(stem), {"lab": _digest(lab), "stubs": _answers(notebooks.read(lab))})
+
+
+def _answers(notebook: NotebookNode) -> dict[str, str]:
+    return {name: cell.source for name, cell in notebooks.answer_cells(notebook).items()}
 
 
 def _version_file(stem: str) -> Path:

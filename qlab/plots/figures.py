@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from qlab.formats import FloatFormat, finite_values, round_to_format
 
 INK = "#7f7f7f"  # contrast of at least 4 to 1 on white and on black
+# One step lighter: Jupyter puts a white sheet under a transparent figure whose tick labels are all on one side of gray.
+INK_OF_Y = "#808080"
 # Okabe and Ito 2008: told apart with every common kind of color blindness
 FORMAT_COLORS = {
     "FP32": "#7f7f7f",
@@ -31,7 +33,8 @@ def axes(*, x: str, y: str, width: float = 8.0, height: float = 3.2) -> Axes:
     ax.patch.set_alpha(0)
     ax.set_xlabel(x, color=INK)
     ax.set_ylabel(y, color=INK)
-    ax.tick_params(which="both", colors=INK)
+    ax.tick_params(which="both", axis="x", colors=INK)
+    ax.tick_params(which="both", axis="y", colors=INK_OF_Y)
     for side, spine in ax.spines.items():
         spine.set_color(INK)
         spine.set_visible(side in ("left", "bottom"))

@@ -84,7 +84,7 @@ def test_the_lab_names_what_is_wrong_and_then_what_is_right(page, server, screen
     screenshot("right")
 
     lab.run("look-decode")
-    expect(lab.cell("look-decode").locator("svg[role=img]")).to_contain_text("your decode: 1.0")
+    expect(lab.cell("look-decode").locator("svg[role=img]")).to_contain_text("your decode: 1 ")
 
     stored = server.course / "work" / ".qlab" / "progress" / "01_data_types" / "decode.json"
     assert json.loads(stored.read_text(encoding="utf-8"))["won"] == 4

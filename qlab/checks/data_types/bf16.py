@@ -10,12 +10,14 @@ from qlab.checks.data_types.decoding import TOPIC
 from qlab.checks.expect import Suspect, as_tensor, require_values
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.report import check, part, require
-from qlab.formats import BF16
 
 DROPPED_BITS = 16
-COPIES = 4000
-SHARES = (1 / 16, 1 / 4, 1 / 2, 7 / 8)
-FAIR_COIN_SPREAD = 6 * math.sqrt(0.25 / COPIES)
+COPIES = 20_000
+SHARE_RANGES = ((0.1, 0.4), (0.45, 0.49), (0.6, 0.9))
+FINE_SHARES = (0.0037, 0.9963)  # noise of eight bits or fewer never, or always, reaches these
+COARSEST_NOISE = 1 / 8  # three bits of it
+SIGMAS = 6  # standard errors: the chance of a false alarm in ten such tests is 2 in 10⁸
+FAIR_COIN_SPREAD = SIGMAS * math.sqrt(0.25 / COPIES)
 
 
 @check(TOPIC, "fp32-bits-to-bf16-bits", formats.fp32_bits_to_bf16_bits, points=4)
@@ -29,7 +31,8 @@ def check_fp32_bits_to_bf16_bits(to_bf16: LearnerFunction, draw: torch.Generator
     with part("zeros, infinities, and the largest numbers, which round to infinity"):
         edges = [0, 1, 0x7F7F0000, 0x7F7F7FFF, 0x7F7F8000, 0x7F7FFFFF, 0x7F800000]
         both_signs = torch.tensor([bits | sign << 31 for bits in edges for sign in (0, 1)])
-        _compare_patterns(to_bf16, torch.cat([both_signs, _finite_patterns(500, draw)]))
+        ties = (torch.randint(0, 0x7F7F, (100,), generator=draw) << 16) | 0x8000
+        _compare_patterns(to_bf16, torch.cat([both_signs, ties, _finite_patterns(500, draw)]))
     with part("every NaN stays a NaN"):
         payloads = torch.randint(1, 2**23, (200,), generator=draw)
         bits = torch.cat([payloads, torch.tensor([1, 0xFFFF, 0x7FFFFF, 0x7FFF80, 0x400000])]) | 0x7F800000
@@ -67,54 +70,88 @@ def check_stochastic_round(stochastic_round: LearnerFunction, draw: torch.Genera
         )
     with part("the odds keep the mean: a value a quarter of the way up goes up a quarter of the time"):
         _require_odds(stochastic_round, draw)
-    with part("all randomness comes from the generator"):
-        x = torch.full((64,), 1 + 2.0**-8)
-        runs = [stochastic_round(x, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
-        first, same, other = (as_tensor(run, (64,), call="stochastic_round(x, generator)").float() for run in runs)
+    with part("all randomness comes from the generator, and each call draws anew"):
+        x = torch.rand(4096, generator=draw) + 1
+        call = "stochastic_round(x, generator)"
+        generators = [torch.Generator().manual_seed(seed) for seed in (1, 1, 2)]
+        runs = [stochastic_round(x, g) for g in (*generators, generators[0])]
+        first, same, other, later = (as_tensor(run, (4096,), call=call).float() for run in runs)
         require(
             torch.equal(first, same) and not torch.equal(first, other),
             "two generators with seed 1 must give the same result, and seed 2 another",
             misconception="ignores-the-generator",
-            thought="Hand the generator to the function that draws: `torch.rand(..., generator=generator)`.",
+            thought="All that is random must be drawn with `generator=generator`, and nothing else may be random.",
+        )
+        require(
+            not torch.equal(first, later),
+            "a second call with the same generator gave the same result",
+            misconception="same-noise-every-call",
+            thought="Do not seed the generator again: draw from it as it comes.",
         )
 
 
 def _require_odds(stochastic_round: LearnerFunction, draw: torch.Generator) -> None:
-    raised = torch.tensor([sign * _raised_share(stochastic_round, sign, s, draw) for sign in (1, -1) for s in SHARES])
-    expected = torch.tensor([sign * share for sign in (1, -1) for share in SHARES])
-    tolerance = 6 * (expected.abs() * (1 - expected.abs()) / COPIES).sqrt()  # six standard errors: 2 in 10⁹ by chance
-    off = (raised - expected).abs() > tolerance
-    if not off.any():
+    shares = [*(low + (high - low) * torch.rand((), generator=draw).item() for low, high in SHARE_RANGES), *FINE_SHARES]
+    expected = torch.tensor([share for share in shares for _ in (1, -1)], dtype=torch.float64)
+    raised = [_raised_share(stochastic_round, sign, share, draw) for share in shares for sign in (1, -1)]
+    raised = torch.tensor(raised, dtype=torch.float64)
+    tolerance = SIGMAS * (expected * (1 - expected) / COPIES).sqrt()
+    off = (raised - expected).abs() - tolerance
+    if (off <= 0).all():
         return
-    worst = int((raised - expected).abs().argmax())
-    misconception, thought = _diagnose_odds(stochastic_round, raised.abs(), draw)
+    worst = int(off.argmax())
+    misconception, thought = _diagnose_odds(stochastic_round, expected, raised, draw)
     require(
         False,
-        f"{COPIES} copies of a value {expected[worst].abs():.4g} of the way from one BF16 number to the next,"
-        f" away from zero, ended {raised[worst].abs():.4g} of the way on average",
+        f"{COPIES} {('positive', 'negative')[worst % 2]} values {expected[worst]:.4f} of the way from one BF16 number"
+        f" to the next, away from zero: {raised[worst]:.4f} of them went up in magnitude",
         misconception=misconception,
         thought=thought,
     )
 
 
 def _raised_share(stochastic_round: LearnerFunction, sign: int, share: float, draw: torch.Generator) -> float:
-    x = torch.full((COPIES,), sign * (1.5 + share * BF16.epsilon))
-    got = as_tensor(stochastic_round(x, draw), (COPIES,), call="stochastic_round(x, generator)").double()
-    return ((got.abs() - 1.5) / BF16.epsilon).mean().item()
+    """Round values of many sizes, all the same share above a BF16 number, and return how many went up."""
+    below = torch.randint(0x3000, 0x5000, (COPIES,), generator=draw, dtype=torch.int32) << DROPPED_BITS
+    x = sign * (below + round(share * 2**DROPPED_BITS)).view(torch.float32)
+    got = as_tensor(stochastic_round(x, draw), (COPIES,), call="stochastic_round(x, generator)").float().abs()
+    return (got > below.view(torch.float32)).double().mean().item()
 
 
-def _diagnose_odds(stochastic_round: LearnerFunction, raised: Tensor, draw: torch.Generator) -> tuple[str, str]:
-    shares = torch.tensor(SHARES).repeat(2)
-    halfway = [_raised_share(stochastic_round, 1, 0.5, draw) for _ in range(30)]
-    if set(halfway) == {0.0, 1.0}:
-        return "one-draw-for-all", "All copies went the same way in a call: draw once for each element."
-    if torch.equal(raised, torch.zeros(len(raised))):
-        return "truncates", "The result never goes away from zero: add the draw before you cut bits off."
-    if torch.equal(raised[shares != 0.5], shares[shares != 0.5].round()):
-        return "rounds-to-nearest", "Every copy went to the nearer neighbor: compare a random draw with the odds."
-    if (raised - 0.5).abs().max() < FAIR_COIN_SPREAD:
-        return "flips-a-fair-coin", "The odds of going up are the distance from below, in steps."
-    return "biased", "The odds of the upper neighbor must be (x − lower) / (upper − lower)."
+def _diagnose_odds(
+    stochastic_round: LearnerFunction, expected: Tensor, raised: Tensor, draw: torch.Generator
+) -> tuple[str, str]:
+    fine = expected == FINE_SHARES[0]
+    known = [
+        (
+            {_raised_share(stochastic_round, 1, 0.5, draw) for _ in range(20)} == {0.0, 1.0},
+            "one-draw-for-all",
+            "All values went the same way in a call: draw once for each element.",
+        ),
+        (not raised.any(), "truncates", "No result goes away from zero: add the draw before you cut bits off."),
+        (
+            torch.equal(raised, expected.round()),
+            "rounds-to-nearest",
+            "Every value went to the nearer neighbor: compare a random draw with the odds.",
+        ),
+        (
+            (raised - 0.5).abs().max() < FAIR_COIN_SPREAD,
+            "flips-a-fair-coin",
+            "The odds of going up are the distance from below, in steps.",
+        ),
+        (
+            not raised[1::2].any(),
+            "truncates-negatives",
+            "Negative values never go up in magnitude: do the same on both sides of zero.",
+        ),
+        (
+            not raised[fine].any() and (raised - expected).abs().max() < COARSEST_NOISE,
+            "coarse-noise",
+            "Small odds never come up: your draw takes too few different values.",
+        ),
+    ]
+    biased = ("biased", "The odds of the upper neighbor must be (x − lower) / (upper − lower).")
+    return next(((name, thought) for holds, name, thought in known if holds), biased)
 
 
 def _finite_patterns(count: int, draw: torch.Generator) -> Tensor:
@@ -153,6 +190,17 @@ def _pattern_suspects(bits: Tensor, cast: Tensor) -> list[Suspect]:
             "ties-toward-zero",
             "Adding 0x7fff alone sends every tie down: add one more where the last kept bit is one.",
             (bits + 0x7FFF) >> 16,
+        ),
+        Suspect(
+            "ties-to-odd",
+            "A tie goes to the even pattern: add the last kept bit, not its opposite.",
+            (bits + 0x8000 - ((bits >> 16) & 1)) >> 16,
+        ),
+        Suspect("ignores-sign", "The top bit is the sign and stays as it is.", cast & 0x7FFF),
+        Suspect(
+            "signed-pattern",
+            "Your patterns are signed: the upper half came out negative. Mask them with 0xffff.",
+            torch.where(cast >= 0x8000, cast - 0x10000, cast),
         ),
         Suspect("not-shifted", "A BF16 pattern has 16 bits: shift the kept half down.", cast << 16),
     ]

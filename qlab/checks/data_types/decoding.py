@@ -26,6 +26,7 @@ class Way:
     normal_one: int = 1
     subnormal_one: int = 0
     subnormal_exponent: int = 1
+    last_fraction_is_one: bool = False
 
 
 RIGHT_WAY = Way()
@@ -52,9 +53,12 @@ def check_decode(decode: LearnerFunction, draw: torch.Generator) -> None:
         for e, m in SMALL_SPLITS:
             _compare(decode, range((2**e - 1) << m, 2**e << m), e, m)
     with part("any split of the bits: FP16, BF16, FP32 and odd ones"):
-        for e, m in [(5, 10), (8, 7), (8, 23), (2, 3), (6, 1)]:
+        drawn = (int(torch.randint(2, 8, (), generator=draw)), int(torch.randint(1, 7, (), generator=draw)))
+        for e, m in [(5, 10), (8, 7), (8, 23), (2, 3), (6, 1), drawn]:
+            infinity = (2**e - 1) << m
+            edges = [0, 1, (1 << m) - 1, 1 << m, infinity - 1, infinity, infinity + 1, (2**e << m) - 1]
             codes = torch.randint(0, 2 ** (e + m), (40,), generator=draw).tolist()
-            _compare(decode, [0, 1, 1 << m, *codes], e, m)
+            _compare(decode, [*edges, *codes], e, m)
 
 
 @check(TOPIC, "decode-e4m3", formats.decode_by_formula, formats.FloatFormat, points=4)
@@ -131,10 +135,13 @@ def _e4m3_suspects(codes: Sequence[int], expected: Sequence[float]) -> list[Susp
             "The pattern 1111.111 would be 480 by the formula: in E4M3 it is the one NaN of each sign.",
             _doubles([_formula(code, 4, 3) for code in codes]),
         ),
-        Suspect(
-            "nan-of-one-sign-only",
-            "The sign does not matter to NaN: 0x7f and 0xff both are.",
-            _doubles([_formula(code, 4, 3) if code == 0xFF else v for code, v in zip(codes, expected, strict=True)]),
+        *(
+            Suspect(
+                "nan-of-one-sign-only",
+                "The sign does not matter to NaN: 0x7f and 0xff both are.",
+                _doubles([_formula(c, 4, 3) if c == number else v for c, v in zip(codes, expected, strict=True)]),
+            )
+            for number in (0x7F, 0xFF)
         ),
         *_suspects(codes, 4, 3, expected),
     ]
@@ -182,9 +189,22 @@ def _suspects(codes: Sequence[int], e: int, m: int, expected: Sequence[float]) -
             for shift in (1, -1)
         ),
         variant(
-            "bias-hard-coded",
-            "Your bias does not follow `exponent_bits`: it is 2^(exponent_bits − 1) − 1.",
-            formula(Way(bias=15)),
+            "forgets-bias",
+            "The stored exponent field is the exponent plus the bias: take 2^(exponent_bits − 1) − 1 off again.",
+            formula(Way(bias=0)),
+        ),
+        *(
+            variant(
+                "bias-hard-coded",
+                "Your bias does not follow `exponent_bits`: it is 2^(exponent_bits − 1) − 1.",
+                formula(Way(bias=bias)),
+            )
+            for bias in (7, 15, 127)
+        ),
+        variant(
+            "fraction-off-by-one",
+            "The mantissa counts in steps of 1 / 2^mantissa_bits: there are 2^mantissa_bits steps, not one less.",
+            formula(Way(last_fraction_is_one=True)),
         ),
         variant("ignores-sign", "The top bit is the sign: it negates the value.", [abs(v) for v in expected]),
         variant(
@@ -213,7 +233,7 @@ def _suspects(codes: Sequence[int], e: int, m: int, expected: Sequence[float]) -
 def _formula(code: int, e: int, m: int, way: Way = RIGHT_WAY) -> float:
     """Return the value by the textbook formula with one thing of it changed; no code is special."""
     bias = 2 ** (e - 1) - 1 + way.bias_shift if way.bias is None else way.bias
-    field, fraction = code >> m & (2**e - 1), code % 2**m / 2**m
+    field, fraction = code >> m & (2**e - 1), code % 2**m / (2**m - way.last_fraction_is_one)
     one, exponent = (way.normal_one, field) if field else (way.subnormal_one, way.subnormal_exponent)
     return _signed(math.ldexp(one + fraction, exponent - bias), code, e, m)
 

@@ -1,5 +1,7 @@
 """Checks of storage: 4-bit codes in bytes, and numbers that really take 16 bits."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,10 @@ from qlab.checks.report import check, part, require
 
 BF16_UNIT_ROUNDOFF = 2.0**-8
 FP16_MAX = 65_504.0
+WHICH_RANGE = (
+    f"FP16 ends at {FP16_MAX:,.0f} and at 6e-8, and clamping to that changes values: which 16-bit type has more range?"
+)
+KEEP_THE_VALUES = "Keep the values: a 16-bit float holds them to two or three digits, an integer type does not."
 
 
 def store_in_16_bits(x: Tensor) -> Tensor:
@@ -35,57 +41,75 @@ def check_pack_int4(pack_int4: LearnerFunction, unpack_int4: LearnerFunction, dr
             suspects=lambda: _pack_suspects(codes),
         )
     with part("unpack: every byte gives back its two signed codes"):
-        packed = half.to(torch.uint8)
+        others = codes.flip(0)  # not what was packed last
+        packed = _packed(others).to(torch.uint8)
         got = as_tensor(unpack_int4(packed, len(codes)), (len(codes),), call=f"unpack_int4(packed, {len(codes)})")
         require_values(
             got,
-            codes,
+            others,
             given=lambda i: f"byte {int(packed[i // 2]):#04x}, {('high', 'low')[i % 2]} nibble",
-            suspects=lambda: _unpack_suspects(codes),
+            suspects=lambda: _unpack_suspects(others),
         )
+    odd_lengths = [2 * int(torch.randint(2, 6, (), generator=draw)) + 1, 1]
     with part("pack: an odd number of codes takes one more byte, with an empty low nibble"):
-        odd = torch.tensor([3, -5, -7], dtype=torch.int8)
-        got = as_tensor(pack_int4(odd), (2,), call="pack_int4([3, -5, -7])").long() & 0xFF
-        require_values(got, _packed(odd), given=lambda i: f"codes=[3, -5, -7], byte {i}")
+        for count in odd_lengths:
+            odd, want = codes[:count], _packed(codes[:count])
+            got = as_tensor(pack_int4(odd), (len(want),), call=f"pack_int4({odd.tolist()})").long() & 0xFF
+            require_values(
+                got,
+                want,
+                given=lambda i, odd=odd: f"codes={odd.tolist()}, byte {i}",
+                suspects=lambda odd=odd: _pack_suspects(torch.cat([odd, odd.new_zeros(1)])),
+            )
     with part("unpack: an odd count leaves the empty nibble out"):
-        packed = torch.tensor([0x3B, 0x90], dtype=torch.uint8)
-        got = as_tensor(unpack_int4(packed, 3), (3,), call="unpack_int4([0x3b, 0x90], 3)")
-        require_values(got, torch.tensor([3, -5, -7]), given=lambda i: f"packed=[0x3b, 0x90], count=3, code {i}")
+        for count in odd_lengths:
+            want, packed = codes[-count:], _packed(codes[-count:]).to(torch.uint8)
+            got = as_tensor(unpack_int4(packed, count), (count,), call=f"unpack_int4({packed.tolist()}, {count})")
+            require_values(
+                got,
+                want,
+                given=lambda i, packed=packed, n=count: f"packed={packed.tolist()}, count={n}, code {i}",
+                suspects=lambda want=want: _unpack_suspects(want),
+            )
 
 
 @check(TOPIC, "store-in-16-bits", store_in_16_bits, points=3)
 def check_store_in_16_bits(store: LearnerFunction, draw: torch.Generator) -> None:
     """Check `store_in_16_bits(x)`: bytes, range, and precision."""
     x = torch.randn(1000, generator=draw)
+    wide = torch.cat([x * 10.0 ** torch.randint(-30, 30, (1000,), generator=draw), torch.tensor([70_000.0, 1e-12])])
     with part("half of the bytes"):
         got = store(x)
         as_tensor(got, (1000,), call="store_in_16_bits(x)")
+        taken = getattr(got, "nbytes", None)
         require(
-            isinstance(got, Tensor) and got.element_size() == 2,
-            f"given {x.nbytes} bytes in float32, got {getattr(got, 'nbytes', 'no tensor')}"
-            f" bytes in {str(getattr(got, 'dtype', type(got).__name__)).removeprefix('torch.')}",
-            misconception="rounds-without-storing",
-            thought="Rounding changes values, not their type: only another dtype takes fewer bytes.",
+            taken == x.nbytes // 2,
+            f"given {x.nbytes} bytes, got {_bytes_told(got)}, expected {x.nbytes // 2}",
+            misconception="rounds-without-storing" if taken == x.nbytes else "not-16-bits",
+            thought="Rounding changes values, not their type: a value takes two bytes only in a type of 16 bits.",
         )
     with part("no value becomes infinite or zero that FP32 could hold, from 10⁻³⁰ to 10³⁰"):
-        wide = torch.cat([x * 10.0 ** torch.randint(-30, 30, (1000,), generator=draw), torch.tensor([70_000.0, 1e-12])])
         got = as_tensor(store(wide), tuple(wide.shape), call="store_in_16_bits(x)").double()
         lost = ~got.isfinite() | (got == 0)
         first = int(lost.nonzero()[0]) if lost.any() else 0
+        integers = bool((got == got.round()).all())
         require(
             not lost.any(),
             f"given {wide[first]:.6g}, got {got[first]:.6g} (wrong on {int(lost.sum())} of {len(wide)} values)",
-            misconception="fp16-range",
-            thought=f"FP16 ends at {FP16_MAX:,.0f} and at 6e-8; which 16-bit type has the exponents of FP32?",
+            misconception="casts-to-integers" if integers else "fp16-range",
+            thought=KEEP_THE_VALUES if integers else WHICH_RANGE,
         )
-    with part("every value within 2⁻⁸ of itself"):
-        got = as_tensor(store(x), (1000,), call="store_in_16_bits(x)").double()
-        error = ((got - x).abs() / x.abs()).max().item()
+    with part("every value within 2⁻⁸ of itself, over the whole range"):
+        got = as_tensor(store(wide), tuple(wide.shape), call="store_in_16_bits(x)").double()
+        error = (got - wide).abs() / wide.abs()
+        worst = int(error.nan_to_num(math.inf).argmax())
+        clamped = got.abs().max() <= FP16_MAX
         require(
-            error <= BF16_UNIT_ROUNDOFF,
-            f"the worst relative error is {error:.3g}, expected at most {BF16_UNIT_ROUNDOFF:.3g}",
-            misconception="casts-to-integers" if torch.equal(got, got.round()) else "loses-precision",
-            thought="Keep the values: a 16-bit float holds them to two or three digits, an integer type does not.",
+            error[worst] <= BF16_UNIT_ROUNDOFF,
+            f"given {wide[worst]:.6g}, got {got[worst]:.6g}, a relative error of {error[worst]:.3g},"
+            f" expected at most {BF16_UNIT_ROUNDOFF:.3g}",
+            misconception="fp16-range" if clamped else "loses-precision",
+            thought=WHICH_RANGE if clamped else KEEP_THE_VALUES,
         )
 
 
@@ -94,12 +118,16 @@ def _packed(codes: Tensor) -> Tensor:
     return torch.tensor([16 * high + low for high, low in zip(nibbles[::2], nibbles[1::2], strict=True)])
 
 
+def _bytes_told(value: object) -> str:
+    taken = getattr(value, "nbytes", None)
+    return f"no tensor but a {type(value).__name__}" if taken is None else f"{taken} bytes of {value.dtype}"
+
+
 def _require_bytes(got: object, codes: Tensor) -> None:
     as_tensor(got, tuple(got.shape) if isinstance(got, Tensor) else (len(codes) // 2,), call="pack_int4(codes)")
-    taken = getattr(got, "nbytes", "no array of")
     require(
-        taken == len(codes) // 2,
-        f"given {len(codes)} codes, got {taken} bytes, expected {len(codes) // 2}",
+        getattr(got, "nbytes", None) == len(codes) // 2,
+        f"given {len(codes)} codes, got {_bytes_told(got)}, expected {len(codes) // 2}",
         misconception="not-packed",
         thought="Two codes share one byte: the result is uint8 with half as many elements.",
     )
@@ -107,6 +135,7 @@ def _require_bytes(got: object, codes: Tensor) -> None:
 
 def _pack_suspects(codes: Tensor) -> list[Suspect]:
     high, low = codes[::2].long(), codes[1::2].long()
+    halves = codes.long().reshape(2, -1) & 0xF
     return [
         Suspect(
             "swaps-nibbles",
@@ -117,6 +146,11 @@ def _pack_suspects(codes: Tensor) -> list[Suspect]:
             "sign-leaks-into-neighbor",
             "A negative code has ones in its upper bits: keep its lower four before you join the two.",
             (high << 4 | low) & 0xFF,
+        ),
+        Suspect(
+            "sign-leaks-into-neighbor",
+            "A negative low code borrows from the high one: keep its lower four bits before you add the two.",
+            (16 * high + low) & 0xFF,
         ),
         Suspect(
             "loses-sign",
@@ -131,7 +165,7 @@ def _pack_suspects(codes: Tensor) -> list[Suspect]:
         Suspect(
             "halves-not-pairs",
             "Neighbors share a byte: codes 0 and 1, then 2 and 3.",
-            (codes[: len(high)].long() & 0xF) << 4 | codes[len(high) :].long() & 0xF,
+            halves[0] << 4 | halves[1],
         ),
     ]
 
@@ -139,7 +173,8 @@ def _pack_suspects(codes: Tensor) -> list[Suspect]:
 def _unpack_suspects(codes: Tensor) -> list[Suspect]:
     signed = codes.long()
     unsigned, high = signed & 0xF, torch.arange(len(signed)) % 2 == 0
-    swapped = signed.reshape(-1, 2).flip(1).reshape(-1)
+    pairs = torch.nn.functional.pad(signed, (0, len(signed) % 2)).reshape(-1, 2)
+    swapped = pairs.flip(1).reshape(-1)[: len(signed)]
     lost = "A nibble of 8 to 15 stands for −8 to −1: bring its sign bit back, in both nibbles."
     order = "The first code of each pair comes from the high nibble."
     return [
@@ -153,5 +188,10 @@ def _unpack_suspects(codes: Tensor) -> list[Suspect]:
             "halves-not-pairs",
             "Both codes of one byte stand next to each other in the result.",
             torch.cat([signed[::2], signed[1::2]]),
+        ),
+        Suspect(
+            "wraps-in-uint8",
+            "uint8 has no negative numbers, so 10 − 16 came out as 250: move to a signed type first.",
+            signed & 0xFF,
         ),
     ]

@@ -213,3 +213,39 @@ def leaves_the_program(code, exponent_bits, mantissa_bits):
 @BANK.crashes
 def recurses_forever(code, exponent_bits, mantissa_bits):
     return recurses_forever(code, exponent_bits, mantissa_bits)
+
+
+@BANK.wrong("forgets-bias")
+def no_bias(code, exponent_bits, mantissa_bits):
+    return value(*fields(code, exponent_bits, mantissa_bits), exponent_bits, mantissa_bits, bias=0)
+
+
+@BANK.wrong("bias-hard-coded")
+def bias_of_fp32(code, exponent_bits, mantissa_bits):
+    return value(*fields(code, exponent_bits, mantissa_bits), exponent_bits, mantissa_bits, bias=127)
+
+
+@BANK.wrong("fraction-off-by-one")
+def mantissa_over_its_largest_value(code, exponent_bits, mantissa_bits):
+    sign, exponent, fraction = fields(code, exponent_bits, mantissa_bits)
+    result = value(sign, exponent, fraction, exponent_bits, mantissa_bits)
+    if exponent == 2**exponent_bits - 1:
+        return result
+    one, scale = float(exponent > 0), 2.0 ** (max(exponent, 1) - 2 ** (exponent_bits - 1) + 1)
+    return (-1) ** sign * (one + fraction / (2**mantissa_bits - 1)) * scale
+
+
+@BANK.wrong("returns-wrong-type")
+def complex_numbers(code, exponent_bits, mantissa_bits):
+    return complex(by_the_formula(code, exponent_bits, mantissa_bits), 1)
+
+
+@BANK.wrong("forgets-subnormals")
+def fp32_subnormals_are_zero(code, exponent_bits, mantissa_bits):
+    result = by_the_formula(code, exponent_bits, mantissa_bits)
+    return 0.0 if mantissa_bits == 23 and abs(result) < 2.0**-126 else result
+
+
+@BANK.wrong("wrong-value")
+def wrong_for_fp16_infinity_only(code, exponent_bits, mantissa_bits):
+    return math.nan if (code, mantissa_bits) == (0x7C00, 10) else by_the_formula(code, exponent_bits, mantissa_bits)

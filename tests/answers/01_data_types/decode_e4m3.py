@@ -109,3 +109,8 @@ def decodes_e5m2_instead(code):
 @BANK.crashes
 def takes_two_arguments(code, bias):
     return code - bias
+
+
+@BANK.wrong("nan-of-one-sign-only")
+def only_the_negative_nan(code):
+    return math.nan if code == 0xFF else formula(code)

@@ -109,7 +109,7 @@ def infinity_becomes_nan(bits):
     return torch.where((bits & 0x7F800000) == 0x7F800000, 0x7FC0, carried(bits))
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("ignores-sign")
 def loses_the_sign(bits):
     return adds_and_keeps_nan(bits & 0x7FFFFFFF)
 
@@ -117,3 +117,15 @@ def loses_the_sign(bits):
 @BANK.wrong("wrong-value")
 def returns_the_values(bits):
     return bits.to(torch.int32).view(torch.float32).bfloat16()
+
+
+@BANK.wrong("ties-to-odd")
+def adds_the_opposite_bit(bits):
+    return torch.where(is_nan(bits), 0x7FC0, (bits + 0x8000 - ((bits >> 16) & 1)) >> 16)
+
+
+@BANK.wrong("signed-pattern")
+def shifts_signed_integers(bits):
+    signed = bits.to(torch.int32)
+    rounded = (signed.long() + 0x7FFF + ((signed >> 16) & 1)) >> 16
+    return torch.where(is_nan(bits), signed.long() >> 16 | 0x40, rounded)

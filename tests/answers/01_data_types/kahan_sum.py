@@ -56,6 +56,14 @@ def with_the_other_sign_of_the_correction(x):
     return total.reshape(1)
 
 
+BANK.add("a tree of sums, which meets the bound too", summation.pairwise_sum)
+
+
+@BANK.wrong("loses-low-bits")
+def forgets_the_very_last_term(x):
+    return summation.kahan_sum(x[:-1])
+
+
 @BANK.wrong("no-compensation")
 def plain_loop(x):
     total = torch.zeros((), dtype=x.dtype)

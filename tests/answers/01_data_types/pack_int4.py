@@ -116,3 +116,30 @@ BANK.add(
     unpack,
     misconception="wrong-value",
 )
+BANK.add(
+    "subtracts in uint8",
+    pack,
+    lambda packed, n: torch.stack([packed >> 4, packed & 15], 1).flatten()[:n] - (unpack(packed, n) < 0).byte() * 16,
+    misconception="wraps-in-uint8",
+)
+BANK.add(
+    "adds what it should mask",
+    lambda codes: (16 * padded(codes)[::2].int() + padded(codes)[1::2]).to(torch.uint8),
+    unpack,
+    misconception="sign-leaks-into-neighbor",
+)
+
+
+class Remembers:
+    """Unpacks whatever was packed last."""
+
+    def pack(self, codes):
+        self.codes = codes
+        return pack(codes)
+
+    def unpack(self, packed, count):
+        return self.codes[:count]
+
+
+MEMORY = Remembers()
+BANK.add("remembers", MEMORY.pack, MEMORY.unpack, misconception="wrong-value")

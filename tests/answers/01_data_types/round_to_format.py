@@ -154,14 +154,11 @@ def never_saturates(x, exponent_bits, mantissa_bits, saturate):
 @BANK.wrong("never-overflows")
 def has_no_largest_number(x, exponent_bits, mantissa_bits, saturate):
     step = steps(x, exponent_bits, mantissa_bits)
-    rounded = torch.round(x / step) * step
-    past_rounding = torch.ldexp(torch.tensor(1.0), torch.tensor(limits(exponent_bits, mantissa_bits)[0] + 1))
-    return rounded.clamp(-past_rounding, past_rounding)
+    return torch.round(x / step) * step
 
 
-@BANK.wrong("wrong-value")
-def clamps_before_rounding_to_inf(x, exponent_bits, mantissa_bits, saturate):
-    """Clamps NaN away with the rest."""
+@BANK.wrong("ignores-nan")
+def zero_for_nan(x, exponent_bits, mantissa_bits, saturate):
     return torch.nan_to_num(
         by_frexp(x, exponent_bits, mantissa_bits, saturate), nan=0.0, posinf=math.inf, neginf=-math.inf
     )
@@ -177,7 +174,7 @@ def returns_its_input(x, exponent_bits, mantissa_bits, saturate):
     return x
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("split-hard-coded")
 def hard_codes_e5m2(x, exponent_bits, mantissa_bits, saturate):
     return by_frexp(x, 5, 2, saturate)
 
@@ -185,3 +182,50 @@ def hard_codes_e5m2(x, exponent_bits, mantissa_bits, saturate):
 @BANK.wrong("wrong-shape")
 def rounds_the_first_only(x, exponent_bits, mantissa_bits, saturate):
     return by_frexp(x[:1], exponent_bits, mantissa_bits, saturate)
+
+
+@BANK.wrong("ignores-nan")
+def saturates_nan_too(x, exponent_bits, mantissa_bits, saturate):
+    rounded = by_frexp(x, exponent_bits, mantissa_bits, saturate)
+    largest = limits(exponent_bits, mantissa_bits)[1]
+    return torch.where(rounded.isnan(), -largest, rounded) if saturate else rounded
+
+
+@BANK.wrong("step-one-binade-too-wide")
+def frexp_as_it_comes(x, exponent_bits, mantissa_bits, saturate):
+    exponent = torch.frexp(x).exponent.clamp(min=1 - limits(exponent_bits, mantissa_bits)[0])
+    step = torch.ldexp(torch.ones_like(x), exponent - mantissa_bits)
+    return overflowed(torch.round(x / step) * step, exponent_bits, mantissa_bits, saturate)
+
+
+@BANK.wrong("ties-away-from-zero")
+def half_up(x, exponent_bits, mantissa_bits, saturate):
+    step = steps(x, exponent_bits, mantissa_bits)
+    return overflowed(torch.floor(x / step + 0.5) * step, exponent_bits, mantissa_bits, saturate)
+
+
+@BANK.wrong("rounds-down")
+def floors(x, exponent_bits, mantissa_bits, saturate):
+    step = steps(x, exponent_bits, mantissa_bits)
+    return overflowed(torch.floor(x / step) * step, exponent_bits, mantissa_bits, saturate)
+
+
+@BANK.wrong("subnormals-too-fine")
+def smallest_exponent_is_minus_bias(x, exponent_bits, mantissa_bits, saturate):
+    exponent = (torch.frexp(x).exponent - 1).clamp(min=-limits(exponent_bits, mantissa_bits)[0])
+    step = torch.ldexp(torch.ones_like(x), exponent - mantissa_bits)
+    return overflowed(torch.round(x / step) * step, exponent_bits, mantissa_bits, saturate)
+
+
+@BANK.wrong("ignores-sign")
+def infinity_loses_its_sign(x, exponent_bits, mantissa_bits, saturate):
+    rounded = by_frexp(x, exponent_bits, mantissa_bits, saturate)
+    return torch.where(rounded.isinf(), math.inf, rounded)
+
+
+@BANK.wrong("wrong-value")
+def magic_number_without_a_clamp(x, exponent_bits, mantissa_bits, saturate):
+    bias, _ = limits(exponent_bits, mantissa_bits)
+    magic = 1.5 * torch.ldexp(torch.ones_like(x), (torch.frexp(x).exponent - 1).clamp(min=1 - bias) + 23)
+    magic = magic * 2.0**-mantissa_bits
+    return overflowed((x + magic) - magic, exponent_bits, mantissa_bits, saturate)

@@ -139,3 +139,36 @@ def always_away_from_zero(x, generator):
 @BANK.right_but_slow
 def one_element_at_a_time(x, generator):
     return [adds_random_low_bits(x[i : i + 1], generator)[0] for i in range(len(x))]
+
+
+@BANK.wrong("coarse-noise")
+def noise_of_four_bits(x, generator):
+    return cut(bits_of(x) + (torch.randint(0, 16, x.shape, generator=generator, dtype=torch.int32) << 12))
+
+
+@BANK.wrong("coarse-noise")
+def noise_of_eight_bits(x, generator):
+    return cut(bits_of(x) + (torch.randint(0, 256, x.shape, generator=generator, dtype=torch.int32) << 8))
+
+
+@BANK.wrong("same-noise-every-call")
+def seeds_again_each_time(x, generator):
+    generator.manual_seed(generator.initial_seed())
+    return adds_random_low_bits(x, generator)
+
+
+@BANK.wrong("biased")
+def only_right_between_one_and_two(x, generator):
+    inside = (x.abs() >= 1) & (x.abs() < 2)
+    return torch.where(inside, adds_random_low_bits(x, generator), x.bfloat16())
+
+
+@BANK.wrong("truncates-negatives")
+def only_positive_values(x, generator):
+    return torch.where(x < 0, cut(bits_of(x)), adds_random_low_bits(x, generator))
+
+
+@BANK.wrong("ignores-the-generator")
+def half_of_it_from_elsewhere(x, generator):
+    high = torch.randint(0, 256, x.shape, generator=generator, dtype=torch.int32) << 8
+    return cut(bits_of(x) + high + torch.randint(0, 256, x.shape, dtype=torch.int32))

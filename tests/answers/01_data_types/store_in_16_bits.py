@@ -1,5 +1,6 @@
 """Answers to `store_in_16_bits`."""
 
+import ml_dtypes
 import numpy as np
 import torch
 
@@ -60,7 +61,7 @@ def half_clamped(x):
     return x.clamp(-65_504, 65_504).half()
 
 
-@BANK.wrong("fp16-range")
+@BANK.wrong("casts-to-integers")
 def integers(x):
     return x.to(torch.int16)
 
@@ -70,7 +71,7 @@ def integers_as_floats(x):
     return x.round()
 
 
-@BANK.wrong("rounds-without-storing")
+@BANK.wrong("not-16-bits")
 def eight_bits(x):
     return x.to(torch.float8_e5m2)
 
@@ -78,3 +79,18 @@ def eight_bits(x):
 @BANK.wrong("returns-wrong-type")
 def a_name(x):
     return "bfloat16"
+
+
+@BANK.right
+def as_a_numpy_array(x):
+    return x.numpy().astype(ml_dtypes.bfloat16)
+
+
+@BANK.wrong("fp16-range")
+def clamped_to_what_fp16_holds(x):
+    return (x.sign() * x.abs().clamp(6e-8, 65_504)).half()
+
+
+@BANK.wrong("fp16-range")
+def ten_where_it_is_large(x):
+    return torch.where(x.abs() >= 10, x.sign() * 10, x).bfloat16()
