@@ -94,10 +94,12 @@ class BitExplorer(ipywidgets.VBox):
 
 
 class FormatDesigner(ipywidgets.VBox):
-    """Split eight bits between exponent and mantissa and see every number the split gives."""
+    """Split a few bits between exponent and mantissa and see, on one scale for all splits, every number it gives."""
 
     def __init__(self, *, bits: int = 8) -> None:
         self._bits = bits
+        widest = FloatFormat("widest", bits - 2, 1)
+        self._octaves = (math.log2(widest.min_subnormal), math.log2(widest.max))
         self.exponent_bits = ipywidgets.IntSlider(4, min=2, max=bits - 2, description="exponent", layout=WIDE)
         self.drawing = ipywidgets.HTML(layout=WIDE)
         self.exponent_bits.observe(lambda change: self._show(change.new), "value")
@@ -108,4 +110,4 @@ class FormatDesigner(ipywidgets.VBox):
         fmt = FloatFormat(
             f"E{exponent_bits}M{self._bits - 1 - exponent_bits}", exponent_bits, self._bits - 1 - exponent_bits
         )
-        self.drawing.value = octaves_svg(fmt)
+        self.drawing.value = octaves_svg(fmt, octaves=self._octaves)

@@ -20,7 +20,12 @@ TOPIC_LESSONS = [path for path in LESSONS if not path.stem.startswith("00")]
 SOLUTIONS = sorted((REPOSITORY / "solutions").glob("*/*.ipynb"))
 LABS = sorted((REPOSITORY / "labs").glob("*/*.ipynb"))
 SECONDS = 90  # 45 on one core of its own; two pages run side by side in the tests
-WARNINGS_ARE_ERRORS = "import warnings; warnings.simplefilter('error')"
+WARNINGS_ARE_ERRORS = """
+import warnings
+warnings.simplefilter("error")
+# ipykernel warns of its own do_shutdown when the kernel is stopped, after the last cell
+warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module="ipykernel")
+"""
 
 by_stem = {"ids": lambda path: path.stem}
 every_page = pytest.mark.parametrize("path", LESSONS + SOLUTIONS + LABS, ids=lambda p: f"{p.parts[-2]}/{p.stem}")

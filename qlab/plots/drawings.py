@@ -10,7 +10,6 @@ from qlab.formats import FloatFormat, decode
 WIDTH = 760
 SIGN, EXPONENT, MANTISSA = "#a05fd0", "#d55e00", "#0072b2"
 NEIGHBORS_SHOWN = 6
-ROOM_FOR_A_LABEL = 100
 
 
 def bits_svg(code: int, fmt: FloatFormat, *, note: str = "") -> str:
@@ -25,29 +24,29 @@ def bits_svg(code: int, fmt: FloatFormat, *, note: str = "") -> str:
     return _svg(rows, height=244, told=told)
 
 
-def octaves_svg(fmt: FloatFormat) -> str:
-    """Draw every positive number of a small format on one line, and what the split of its bits buys."""
-    codes = torch.arange(1, fmt.max_code + 1)
-    values = decode(codes, fmt)
-    low, high = math.log2(fmt.min_subnormal), math.log2(fmt.max)
+def octaves_svg(fmt: FloatFormat, *, octaves: tuple[float, float]) -> str:
+    """Draw every positive number of a small format on a logarithmic line, and what the split of its bits buys.
+
+    Units:   `octaves` are the exponents of 2 at both ends of the line; give two drawings the same to compare them.
+    """
+    low, high = octaves
+    values = decode(torch.arange(1, fmt.max_code + 1), fmt).tolist()
     ticks = "".join(
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="44" y2="{72 if subnormal else 64}" stroke="{color}" stroke-width="1.2"/>'
-        for x, subnormal, color in (
-            (_log_x(v, low, high), v < fmt.min_normal, SIGN if v < fmt.min_normal else MANTISSA)
-            for v in values.tolist()
-        )
+        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="44" y2="{72 if v < fmt.min_normal else 64}" '
+        f'stroke="{SIGN if v < fmt.min_normal else MANTISSA}" stroke-width="0.8"/>'
+        for v, x in ((v, _log_x(v, low, high)) for v in values)
     )
-    labels = _text(8, 92, _number(fmt.min_subnormal), 12) + _text(752, 92, _number(fmt.max), 12, anchor="end")
-    x = _log_x(fmt.min_normal, low, high)
-    if x > ROOM_FOR_A_LABEL:
-        labels += _text(x, 92, f"{_number(fmt.min_normal)}: normal from here", 12)
     head = (
-        f"{fmt.exponent_bits} exponent and {fmt.mantissa_bits} mantissa bits: largest {_number(fmt.max)}, "
-        f"smallest {_number(fmt.min_subnormal)}, gap after 1 {_number(fmt.epsilon)}, "
+        f"{fmt.exponent_bits} exponent and {fmt.mantissa_bits} mantissa bits: smallest {_number(fmt.min_subnormal)}, "
+        f"largest {_number(fmt.max)}, gap after 1 {_number(fmt.epsilon)}, "
         f"{math.log2(fmt.max / fmt.min_subnormal):.1f} octaves"
     )
     axis = '<line x1="8" x2="752" y1="64" y2="64" stroke="currentColor" opacity=".5"/>'
-    return _svg([_text(8, 24, head, 14), axis, ticks, labels], height=104, told=head)
+    marks = "".join(
+        _text(_log_x(2.0**k, low, high), 88, f"2^{k}".replace("-", "−"), 11, anchor="middle")
+        for k in range(math.ceil(low / 8) * 8, math.floor(high) + 1, 8)
+    )
+    return _svg([_text(8, 24, head, 14), axis, ticks, marks], height=98, told=head)
 
 
 def _svg(rows: list[str], *, height: int, told: str) -> str:

@@ -23,6 +23,7 @@ from tests.grading import REPOSITORY, TOPIC, copy_course, fill
 
 pytestmark = [
     pytest.mark.grading,
+    pytest.mark.xdist_group("grading"),  # one worker teaches the class, once
     pytest.mark.skipif(os.name == "nt", reason="nbgrader has no exchange on Windows"),
 ]
 LAB = f"{TOPIC}/{TOPIC}.ipynb"
