@@ -24,7 +24,7 @@ STAMP = "qlab-stamp.json"
 PIP_ERRORS = "qlab-pip-errors.txt"
 TARGETS = ("lab", "test", "check", "test-gpu", "bench")
 FAST = "not slow and not browser and not grading"
-PYTEST = {"test": ("-n", "2"), "check": ("-m", FAST), "test-gpu": ("-m", "gpu")}
+PYTEST = {"test": ("-n", "2", "--dist", "loadgroup"), "check": ("-m", FAST), "test-gpu": ("-m", "gpu")}
 PYTHON_IN_VENV = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 NETWORK_SIGNS = ("Retrying", "NewConnectionError", "NameResolution", "Max retries", "timed out", "ProxyError")
 say = functools.partial(print, flush=True)  # at once, so that a line stands before the next program's output

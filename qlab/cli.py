@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -69,7 +70,9 @@ def _lab(parsed: argparse.Namespace) -> int:
     options = [f"--port={parsed.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}"]
     options += ["--no-browser"] if parsed.no_browser else []
     start = [sys.executable, "-m", "jupyterlab", str(course.lesson_path("00_start")), *options]
-    return subprocess.run(start, cwd=root, check=False).returncode
+    tools = str(Path(sys.executable).parent)  # so that `qlab` and `nbgrader` are found in JupyterLab's terminals
+    environment = os.environ | {"PATH": os.pathsep.join([tools, os.environ.get("PATH", "")])}
+    return subprocess.run(start, cwd=root, env=environment, check=False).returncode
 
 
 def _doctor(parsed: argparse.Namespace) -> int:

@@ -179,8 +179,8 @@ class TestExecute:
     def test_solutions_win_every_point(self, solution):
         before = solution.read_bytes()
         results = check_notebook(solution)
-        assert [result.outcome for result in results] == ["right"] * 8
-        assert sum(result.points for result in results) == copies.points_of(course.lab_path(TOPIC)) == 32
+        assert {result.outcome for result in results} == {"right"}
+        assert sum(result.points for result in results) == copies.points_of(course.lab_path(TOPIC)) > 0
         assert solution.read_bytes() == before
 
     @pytest.mark.slow
@@ -188,7 +188,7 @@ class TestExecute:
         ran, run = [], execute.execute
         monkeypatch.setattr(execute, "execute", lambda lab, folder: (run(lab, folder), ran.append(lab)))
         results = check_notebook(course.lab_path(TOPIC))
-        assert [(result.points, result.outcome) for result in results] == [(0, "empty")] * 8
+        assert results and {(result.points, result.outcome) for result in results} == {(0, "empty")}
         code = [cell for cell in ran[0].cells if cell.cell_type == "code"]
         assert all(cell.execution_count for cell in code)
         assert not [output for cell in code for output in cell.outputs if output.output_type == "error"]
@@ -215,7 +215,7 @@ class TestExecute:
         assert results["stochastic-round"].remarks == ("NameError: name 'checks' is not defined",)
         assert results["pack-int4"].points == 5
         assert results["store-in-16-bits"].points == 3
-        assert sum(result.points == result.max_points for result in results.values()) == 5
+        assert sum(result.points < result.max_points for result in results.values()) == 3
 
     @pytest.mark.slow
     def test_a_kernel_that_dies_keeps_the_points_won_before(self, tmp_path):

@@ -33,6 +33,7 @@ def decode_e4m3(code):
     return float("nan") if code >> 3 & 15 == 15 else SOLVED(code)
 """
 CRASHES = "def kahan_sum(x):\n    raise KeyError('a secret of the learner')"
+IN_PART = {"check-decode-e4m3": "treats-1111-as-special", "check-store-in-16-bits": "fp16-range"}
 FP16 = "def store_in_16_bits(x):\n    return x.half()"
 
 
@@ -150,11 +151,15 @@ def test_every_grade_is_what_qlab_check_gives(grades, checked):
     assert grades == {s: {r.grade_id: float(r.points) for r in results} for s, results in checked.items()}
 
 
-def test_the_grades_are_those_that_were_earned(grades):
-    assert sum(grades["right"].values()) == 32
-    assert set(grades["untouched"].values()) == {0.0}
-    won = {name: points for name, points in grades["half-right"].items() if points}
-    assert won == {"check-decode": 4, "check-decode-e4m3": 2, "check-store-in-16-bits": 2}
+def test_the_grades_are_those_that_were_earned(taught, grades):
+    cells = notebooks.graded_cells(notebooks.read(taught.root / "labs" / LAB))
+    most = {name: notebooks.points(cell) for name, cell in cells.items()}
+    assert grades["right"] == most
+    assert grades["untouched"] == dict.fromkeys(most, 0)
+    half = grades["half-right"]
+    assert {name for name, points in half.items() if points} == {"check-decode", *IN_PART}
+    assert half["check-decode"] == most["check-decode"]
+    assert all(0 < half[name] < most[name] for name in IN_PART)
 
 
 def test_the_same_misconceptions_are_named(taught, checked):
@@ -164,8 +169,7 @@ def test_the_same_misconceptions_are_named(taught, checked):
         }
         assert named == {result.grade_id: result.misconception for result in results}
         if student == "half-right":
-            assert named["check-decode-e4m3"] == "treats-1111-as-special"
-            assert named["check-store-in-16-bits"] == "fp16-range"
+            assert IN_PART.items() <= named.items()
 
 
 def test_noise_is_shown_and_costs_nothing(taught):
@@ -188,7 +192,7 @@ def test_feedback_tells_the_thought_and_not_the_inputs(taught):
     assert "a secret" not in json.dumps(shown["check-kahan-sum"])
 
 
-def test_formgrader_serves_the_grades(taught):
+def test_formgrader_serves_the_grades(taught, grades):
     with closing(socket.socket()) as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -202,7 +206,7 @@ def test_formgrader_serves_the_grades(taught):
             scores = {entry["student"]: entry["score"] for entry in answer_of(address, seconds=60)}
         finally:
             server.terminate()
-    assert scores == {"right": 32, "half-right": 8, "untouched": 0}
+    assert scores == {student: sum(points.values()) for student, points in grades.items()}
 
 
 def answer_of(address: str, *, seconds: int) -> list[dict]:
