@@ -218,7 +218,7 @@ def test_a_bad_port_is_named(arguments: list[str]):
     ("target", "arguments", "command"),
     [
         ("lab", ["--port", "18888"], ["-m", "qlab", "lab", "--port", "18888"]),
-        ("test", ["-k", "formats"], ["-m", "pytest", "-n", "2", "-k", "formats"]),
+        ("test", ["-k", "formats"], ["-m", "pytest", "-n", "2", "--dist", "loadgroup", "-k", "formats"]),
         ("check", [], ["-m", "pytest", "-m", "not slow and not browser and not grading"]),
         ("test-gpu", [], ["-m", "pytest", "-m", "gpu"]),
     ],

@@ -30,7 +30,7 @@ def check_round_to_format(round_to_format: LearnerFunction, draw: torch.Generato
             lower = torch.randint(0, len(line) - 2, (100,), generator=draw)
             tie = ((line[lower] + line[lower + 1]) / 2).float()
             hair = [tie.nextafter(torch.tensor(end)) for end in (0.0, math.inf)]
-            _compare(round_to_format, torch.cat([tie, *hair]), e, m, saturate=True)
+            _compare(round_to_format, torch.cat([tie, *hair, _normal(e, m, 50, draw)]), e, m, saturate=True)
     with part("subnormal numbers, down to half of the smallest"):
         for e, m in [*SPLITS, drawn]:
             step = _line(e, m)[1].item()
@@ -79,6 +79,7 @@ def _compare(function: LearnerFunction, x: Tensor, e: int, m: int, *, saturate: 
                 Suspect("split-hard-coded", SPLIT_HARD_CODED, _by_formula(x, other_e, other_m, saturate, Slip()))
                 for other_e, other_m in SPLITS
             ),
+            Suspect("rounds-twice", ROUNDS_TWICE, _by_formula(x.half().float(), e, m, saturate, Slip())),
             *(Suspect(id, thought, _by_formula(x, e, m, saturate, slip)) for id, thought, slip in SLIPS),
             *(
                 Suspect("ignores-sign", "A negative value rounds to a negative one, infinity too.", values)
@@ -147,6 +148,7 @@ def _half_toward(quotient: Tensor) -> Tensor:
 
 
 SPLIT_HARD_CODED = "Your result is right for another format: use `exponent_bits` and `mantissa_bits` as they are given."
+ROUNDS_TWICE = "A cast to FP16 rounds first, and your rounding rounds its result again: a tie may be made on the way."
 SMALLEST_STEP = "Below the smallest normal number the step stays the same down to zero: nothing is cut off there."
 SLIPS = [
     ("truncates", "You always go toward zero: pick the nearer neighbor instead.", Slip(torch.trunc)),

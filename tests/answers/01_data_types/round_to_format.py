@@ -164,7 +164,7 @@ def zero_for_nan(x, exponent_bits, mantissa_bits, saturate):
     )
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("rounds-twice")
 def rounds_twice_through_fp16(x, exponent_bits, mantissa_bits, saturate):
     return by_frexp(x.half().float(), exponent_bits, mantissa_bits, saturate)
 
