@@ -63,7 +63,7 @@ def _require_bound(kahan_sum: LearnerFunction, draw_terms: Callable[[], Tensor])
 
 def _diagnose(kahan_sum: LearnerFunction, draw_terms: Callable[[], Tensor]) -> tuple[str, str]:
     """Call the function again on terms for which the known slips give different sums."""
-    while True:
+    for _ in range(20):
         x = draw_terms()
         plain, added = summation.running_sum(x)[-1].item(), _correction_added(x)
         if plain != added:
