@@ -11,10 +11,10 @@ import qlab
 
 PACKAGE = Path(qlab.__file__).parent
 FLOORS = {
-    0: {"bootstrap", "course", "formats", "measure", "packing", "summation"},
-    1: {"matmul", "microscaling"},
-    2: set(),
-    3: set(),
+    0: {"bootstrap", "config", "corpus", "course", "energy", "formats", "measure", "packing", "summation"},
+    1: {"activations", "allocator", "matmul", "memory", "microscaling", "model"},
+    2: {"budget", "scoring"},
+    3: {"train_course_model"},
     4: {"plots", "checks"},
     5: {"widgets", "page", "labs", "doctor"},
     6: {"cli"},
