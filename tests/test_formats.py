@@ -256,3 +256,16 @@ def test_bad_input_gets_one_sentence(bad, sentence):
 def test_every_public_name_is_exported_once():
     assert sorted(formats.__all__) == sorted(set(formats.__all__))
     assert {f.name for f in formats.FORMATS.values()} == set(formats.FORMATS)
+
+
+@pytest.mark.gpu
+@with_peer
+def test_the_gpu_rounds_as_the_cpu_does(fmt):
+    x = hard_inputs(fmt)
+    if not fmt.has_nan:
+        x = x[x.isfinite()]
+    rounded = round_to_format(x.cuda(), fmt, saturate=True)
+    assert (bits_of(rounded.cpu()) == bits_of(round_to_format(x, fmt, saturate=True))).all()
+    codes = encode(x.cuda(), fmt, saturate=True)
+    assert torch.equal(codes.cpu(), encode(x, fmt, saturate=True))
+    assert (bits_of(decode(codes, fmt).cpu()) == bits_of(rounded.cpu())).all()

@@ -8,7 +8,7 @@ import torch
 from qlab.formats import FloatFormat, decode
 
 WIDTH = 760
-SIGN, EXPONENT, MANTISSA = "#a05fd0", "#d55e00", "#0072b2"
+SIGN, EXPONENT, MANTISSA = "#a974d8", "#d55e00", "#2a8fce"
 NEIGHBORS_SHOWN = 6
 
 
@@ -33,7 +33,7 @@ def octaves_svg(fmt: FloatFormat, *, octaves: tuple[float, float]) -> str:
     values = decode(torch.arange(1, fmt.max_code + 1), fmt).tolist()
     ticks = "".join(
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="44" y2="{72 if v < fmt.min_normal else 64}" '
-        f'stroke="{SIGN if v < fmt.min_normal else MANTISSA}" stroke-width="0.8"/>'
+        f'stroke="{SIGN if v < fmt.min_normal else MANTISSA}" stroke-width="1"/>'
         for v, x in ((v, _log_x(v, low, high)) for v in values)
     )
     head = (
