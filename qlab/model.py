@@ -69,13 +69,13 @@ def rotary_table(config: ModelConfig) -> Float[Tensor, "2 sequence half"]:
 
 
 def rotate(
-    x: Float[Tensor, "batch heads sequence head_width"], table: Float[Tensor, "2 longest half"]
-) -> Float[Tensor, "batch heads sequence head_width"]:
+    x: Float[Tensor, "batch sequence heads head_width"], table: Float[Tensor, "2 longest half"]
+) -> Float[Tensor, "batch sequence heads head_width"]:
     """Rotate channel pairs (i, i + half) of `x` by their position's angles, in FP32.
 
     Source:  Su et al. 2021, arXiv:2104.09864, equation 34, with the pairs laid out as in GPT-NeoX and Llama.
     """
-    cosine, sine = table[:, : x.shape[2]]
+    cosine, sine = table[:, : x.shape[1], None]
     first, second = x.float().chunk(2, dim=-1)
     turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=-1)
     return turned.to(x.dtype)
@@ -97,14 +97,14 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "batch sequence width"]:
         """Mix each position with the ones before it; `table` rotates queries and keys if given."""
         q, k, v = (
-            project(x).unflatten(-1, (-1, self.config.head_width)).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
+            project(x).unflatten(-1, (-1, self.config.head_width)) for project in (self.query, self.key, self.value)
         )
         if table is not None:
             q, k = rotate(q, table), rotate(k, table)
         if self.config.kv_heads < self.config.heads:
             repeats = self.config.heads // self.config.kv_heads
-            k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+            k, v = k.repeat_interleave(repeats, dim=2), v.repeat_interleave(repeats, dim=2)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # views: kernels that keep this layout save one copy less
         mixed = self.attention(q, k, v, is_causal=True)
         return self.output(mixed.transpose(1, 2).flatten(2))
 

@@ -1,0 +1,129 @@
+"""Bytes that the decoder's forward pass leaves behind for its backward pass, tensor by tensor, by arithmetic.
+
+Each term is one saved tensor of `qlab.model.Decoder`; the sum is compared with `qlab.measure` in the tests.
+"""
+
+from dataclasses import dataclass
+
+from qlab.config import ModelConfig
+
+INDEX_BYTES = 8  # int64 tokens and targets
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number of bytes in a value of a matrix product; everything else in the decoder is FP32."""
+
+    name: str
+    matmul_bytes: int
+
+    @property
+    def casts(self) -> bool:
+        """Whether autocast copies inputs and weights to a narrower type in front of each product."""
+        return self.matmul_bytes < FP32_BYTES
+
+
+FP32 = Precision("fp32", 4)
+BF16_AUTOCAST = Precision("bf16-autocast", 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training step's load: how much text, in which precision, with layers recomputed or kept.
+
+    `scores_kept` counts the sequence-by-sequence matrices a layer's attention saves: 0 for a fused kernel.
+    Errors:  ValueError if `batch` or `sequence` is below 1, or `scores_kept` is negative.
+    """
+
+    batch: int
+    sequence: int
+    precision: Precision = FP32
+    checkpointed: bool = False
+    scores_kept: int = 0
+
+    def __post_init__(self):
+        for name, least in (("batch", 1), ("sequence", 1), ("scores_kept", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the batch."""
+        return self.batch * self.sequence
+
+
+@dataclass(frozen=True)
+class ActivationBytes:
+    """What the forward pass saves: in the layers, around them, and as narrow copies of the weights."""
+
+    layers: int
+    around: int
+    weight_copies: int
+    recomputed_layer: int  # what one checkpointed layer saves again while it is differentiated
+
+    @property
+    def total(self) -> int:
+        """Bytes saved when the forward pass ends."""
+        return self.layers + self.around + self.weight_copies
+
+
+def activation_bytes(config: ModelConfig, run: Run) -> ActivationBytes:
+    """Predict the bytes saved for backward by `Decoder` and `bits_per_token(...).mean()`, parameters left out.
+
+    Errors:  ValueError if the run's sequence is longer than the config's.
+    """
+    if run.sequence > config.sequence:
+        raise ValueError(f"sequence must be at most the model's {config.sequence}, got {run.sequence}")
+    stream = FP32_BYTES * config.width * run.tokens
+    layer = layer_bytes(config, run) + rotary_table_bytes(config)
+    copies = layer_copy_bytes(config) if run.precision.casts else 0
+    head_copy = run.precision.matmul_bytes * config.width * config.vocabulary if run.precision.casts else 0
+    kept_copies = 0 if run.checkpointed else config.layers * copies
+    return ActivationBytes(
+        layers=config.layers * (stream if run.checkpointed else layer),
+        around=around_bytes(config, run),
+        weight_copies=kept_copies + head_copy,
+        recomputed_layer=layer - stream + copies if run.checkpointed else 0,
+    )
+
+
+def layer_bytes(config: ModelConfig, run: Run) -> int:
+    """Sum what one layer saves: two norms, attention, feed-forward."""
+    narrow, tokens = run.precision.matmul_bytes, run.tokens
+    q_k_v_out = 4 * narrow * config.width * tokens  # the output is also the input of the last product: one storage
+    log_sum_exp = FP32_BYTES * config.heads * tokens
+    scores = run.scores_kept * narrow * config.heads * run.sequence * tokens
+    inside = 4 if config.gated else 2  # gate, its SiLU, up and their product; or up and its GELU
+    ffn = inside * narrow * config.ffn_width * tokens
+    norms = norm_bytes(config, run, readers=3) + norm_bytes(config, run, readers=1 + config.gated)
+    return norms + q_k_v_out + (scores or log_sum_exp) + ffn
+
+
+def norm_bytes(config: ModelConfig, run: Run, *, readers: int) -> int:
+    """Sum what a norm saves, and its output as its `readers` save it: once, or a narrow copy for each of them."""
+    stream = FP32_BYTES * config.width * run.tokens
+    own = 2 * stream if config.norm == "rmsnorm" else stream  # input and normalized; LayerNorm keeps its input
+    per_token = 1 if config.norm == "rmsnorm" else 2  # 1 / rms; mean and 1 / deviation
+    copies = readers * run.precision.matmul_bytes * config.width * run.tokens
+    return own + per_token * FP32_BYTES * run.tokens + (copies if run.precision.casts else stream)
+
+
+def around_bytes(config: ModelConfig, run: Run) -> int:
+    """Sum what is saved outside the layers: indices, the last norm, the log-probabilities."""
+    positions = INDEX_BYTES * run.sequence if config.positions == "learned" else 0
+    tokens_and_targets = 2 * INDEX_BYTES * run.tokens
+    log_probabilities = FP32_BYTES * config.vocabulary * run.tokens
+    loss_weight = FP32_BYTES  # the one number that the mean divides by
+    return positions + tokens_and_targets + norm_bytes(config, run, readers=1) + log_probabilities + loss_weight
+
+
+def rotary_table_bytes(config: ModelConfig) -> int:
+    """Size one layer's table of cosines and sines, saved whole however short the batch's sequence."""
+    return FP32_BYTES * config.sequence * config.head_width if config.positions == "rotary" else 0
+
+
+def layer_copy_bytes(config: ModelConfig) -> int:
+    """Size the 16-bit copies of one layer's matrices that autocast makes and autograd keeps."""
+    attention = 2 * config.width * (config.width + config.kv_width)
+    return 2 * (attention + (2 + config.gated) * config.width * config.ffn_width)
