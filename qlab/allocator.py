@@ -152,13 +152,14 @@ def replay(trace: Iterable[Allocate | Free], *, capacity_bytes: int, place: Plac
     return Replay(failed, heap.free_bytes, heap.largest_hole_bytes, tuple(heap.blocks))
 
 
-def checkpointing_trace(
-    layers: int, *, activation_bytes: int, checkpoint_bytes: int, buffer_bytes: int
-) -> list[Allocate | Free]:
-    """Trace layers whose checkpoints stay while their other activations go, then one buffer for all gradients."""
+def interleaved_trace(pairs: int, *, brief_bytes: int, lasting_bytes: int, buffer_bytes: int) -> list[Allocate | Free]:
+    """Trace blocks that stay, each behind one that goes, and in the end one buffer for everything.
+
+    So it is when layers keep an output (or a gradient) while the scratch tensors that led to it are still there.
+    """
     trace: list[Allocate | Free] = []
-    for layer in range(layers):
-        trace.append(Allocate(f"activations {layer}", activation_bytes))
-        trace.append(Allocate(f"checkpoint {layer}", checkpoint_bytes, long_lived=True))
-    trace += [Free(f"activations {layer}") for layer in range(layers)]
-    return [*trace, Allocate("gradient buffer", buffer_bytes, long_lived=True)]
+    for pair in range(pairs):
+        trace.append(Allocate(f"brief {pair}", brief_bytes))
+        trace.append(Allocate(f"lasting {pair}", lasting_bytes, long_lived=True))
+    trace += [Free(f"brief {pair}") for pair in range(pairs)]
+    return [*trace, Allocate("buffer", buffer_bytes, long_lived=True)]

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import platform
+import re
 import sysconfig
 import types
 import unicodedata
@@ -111,7 +112,7 @@ def as_bytes_tensor(text: bytes) -> UInt8[Tensor, " n"]:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
 
 
-def split(documents: Iterable[Document], *, share: float) -> tuple[bytes, bytes]:
+def split(documents: Iterable[Document], *, share: int | float) -> tuple[bytes, bytes]:
     """Join `documents` into a training text and a held-out text that takes about `share` of the names.
 
     Errors:  ValueError if `share` is not between 0 and 1.
@@ -135,9 +136,10 @@ def topic_documents() -> Iterator[Document]:
     """Yield the language reference that `help("topic")` prints; nothing where Python ships without it."""
     if importlib.util.find_spec("pydoc_data") is None or importlib.util.find_spec("pydoc_data.topics") is None:
         return
-    topics = importlib.import_module("pydoc_data.topics").topics
+    topics = {name: text.strip() for name, text in importlib.import_module("pydoc_data.topics").topics.items()}
     for name in sorted(topics):
-        yield Document(f"topic {name}", topics[name].strip().encode())
+        if not any(topics[name] in text for other, text in topics.items() if other != name):  # "else" is in "if"
+            yield Document(f"topic {name}", topics[name].encode())
 
 
 def docstring_documents() -> Iterator[Document]:
@@ -146,7 +148,7 @@ def docstring_documents() -> Iterator[Document]:
     for module_name in MODULES_IN_C:
         module = importlib.import_module(module_name)
         for name, member in sorted(vars(module).items()):
-            if not defined_in_c(member, module_name) or name in REPLACED_BY_SHELLS:
+            if name in REPLACED_BY_SHELLS or not is_its_own(member, module_name, name):
                 continue
             yield from described(f"{module_name}.{name}", member, seen)
             if isinstance(member, type):
@@ -154,11 +156,10 @@ def docstring_documents() -> Iterator[Document]:
                     yield from described(f"{module_name}.{name}.{attribute}", value, seen)
 
 
-def defined_in_c(member: object, module_name: str) -> bool:
-    """Tell a module's own C functions and classes from what others have put into its namespace."""
-    if isinstance(member, type):
-        return member.__module__ == module_name and not member.__flags__ & 1 << 9  # bit 9: a class made in Python
-    return isinstance(member, types.BuiltinFunctionType) and member.__module__ == module_name
+def is_its_own(member: object, module_name: str, name: str) -> bool:
+    """Tell a module's own functions and classes from what others have put into its namespace."""
+    known = isinstance(member, type | types.BuiltinFunctionType)
+    return known and (member.__module__, member.__name__) == (module_name, name)
 
 
 def described(name: str, member: object, seen: set[str]) -> Iterator[Document]:
@@ -167,7 +168,7 @@ def described(name: str, member: object, seen: set[str]) -> Iterator[Document]:
     if not isinstance(text, str) or text in seen:
         return
     seen.add(text)
-    signature = getattr(member, "__text_signature__", None) or ""
+    signature = re.sub(r"\$\w+(, )?", "", getattr(member, "__text_signature__", None) or "")  # ($self, key, /)
     shown = name.removeprefix("builtins.").removeprefix("_")
     yield Document(f"docstring {name}", f"{shown}{signature}\n\n{text.strip()}".encode())
 

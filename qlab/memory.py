@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from qlab.config import ModelConfig, count_parameters
 
+BytesEach = int | float
 GB = 10**9
 GiB = 2**30
 NF4_DOUBLE_QUANTIZED_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # Dettmers et al. 2023, arXiv:2305.14314, section 3
@@ -24,16 +25,16 @@ class Recipe:
     """
 
     name: str
-    matrix_bytes: float
-    other_bytes: float
-    master_bytes: float
-    gradient_bytes: float
-    optimizer_bytes: float
+    matrix_bytes: BytesEach
+    other_bytes: BytesEach
+    master_bytes: BytesEach
+    gradient_bytes: BytesEach
+    optimizer_bytes: BytesEach
     adapter_rank: int = 0
-    adapter_bytes: float = 0
+    adapter_bytes: BytesEach = 0
 
     @property
-    def trained_bytes(self) -> float:
+    def trained_bytes(self) -> BytesEach:
         """Bytes that each trained parameter costs beyond its weight."""
         return self.master_bytes + self.gradient_bytes + self.optimizer_bytes
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from qlab.config import ModelConfig
+from qlab.corpus import CorpusRecord
+from qlab.measure import Provenance
 
 NORM_EPSILON = 1e-5
 ROTARY_BASE = 10_000.0  # Su et al. 2021, arXiv:2104.09864, section 3.3
@@ -196,15 +199,38 @@ class Decoder(nn.Module):
         return self.head(self.norm(x))
 
 
-def read_card(path: Path = COURSE_CHECKPOINT) -> dict:
-    """Read the card beside the checkpoint at `path`: quality, seed, versions, hardware, corpus, command.
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """How the checkpoint beside it came to be, and what it is worth; bits per byte are those of the rounded weights."""
+
+    validation_bits_per_byte: float
+    validation_standard_error: float
+    documentation_bits_per_byte: float
+    parameters: int
+    checkpoint_bytes: int
+    checkpoint_dtype: str
+    checkpoint_sha256: str
+    command: str
+    steps: int
+    training_seconds: int
+    config: ModelConfig
+    recipe: dict[str, object]
+    corpus: CorpusRecord
+    provenance: Provenance
+    sample: str
+
+
+def read_card(path: Path = COURSE_CHECKPOINT) -> Card:
+    """Read the card beside the checkpoint at `path`.
 
     Errors:  FileNotFoundError if there is no card.
     """
-    card = path.with_suffix(".json")
-    if not card.exists():
-        raise FileNotFoundError(f"the course model's card {card.name} is missing beside {path.name}; {REBUILD}")
-    return json.loads(card.read_text())
+    file = path.with_suffix(".json")
+    if not file.exists():
+        raise FileNotFoundError(f"the course model's card {file.name} is missing beside {path.name}; {REBUILD}")
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    records = {"config": ModelConfig, "corpus": CorpusRecord, "provenance": Provenance}
+    return Card(**fields | {name: record(**fields[name]) for name, record in records.items()})
 
 
 def load_course_model(
@@ -222,10 +248,10 @@ def load_course_model(
         raise FileNotFoundError(f"the course model's checkpoint {path.name} is missing; {REBUILD}")
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    if digest != card["checkpoint_sha256"]:
-        expected = card["checkpoint_sha256"]
+    if digest != card.checkpoint_sha256:
+        expected = card.checkpoint_sha256
         raise ValueError(f"{path.name} has sha256 {digest[:12]}…, but its card says {expected[:12]}…; {REBUILD}")
-    model = Decoder(ModelConfig(**card["config"]), attention=attention, run_layer=run_layer)
+    model = Decoder(card.config, attention=attention, run_layer=run_layer)
     tensors = {name: tensor.float() for name, tensor in load_safetensors(content).items()}
     if model.config.tied_embeddings:
         tensors["head.weight"] = tensors["embedding.weight"]

@@ -44,7 +44,7 @@ def generate(
     prompt: bytes,
     *,
     new_bytes: int,
-    temperature: float = 0.8,
+    temperature: int | float = 0.8,
     generator: torch.Generator | None = None,
 ) -> bytes:
     """Continue `prompt` by `new_bytes` bytes, each drawn from the model's distribution at `temperature`.

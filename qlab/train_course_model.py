@@ -23,7 +23,7 @@ from torch import Tensor
 from qlab.config import COURSE_MODEL, ModelConfig, count_parameters
 from qlab.corpus import Corpus, load_corpus
 from qlab.measure import provenance
-from qlab.model import COURSE_CHECKPOINT, Decoder
+from qlab.model import COURSE_CHECKPOINT, Card, Decoder
 from qlab.scoring import bits_per_token, generate, held_out_bits
 
 COMMAND = "python -m qlab.train_course_model"
@@ -34,7 +34,7 @@ SAMPLE_PROMPT = b'The "with" statement\n********************\n\nThe "with" state
 class Recipe:
     """Everything that decides what is learned; the card repeats it."""
 
-    steps: int = 8500
+    steps: int = 7500
     batch: int = 8
     sequence: int = COURSE_MODEL.sequence
     learning_rate: float = 2e-3
@@ -151,39 +151,45 @@ def train(trainer: Trainer, corpus: Corpus, *, state: Path, save_every: int = 25
 
 def finish(trainer: Trainer, corpus: Corpus, *, path: Path, command: str) -> None:
     """Round the weights to BF16, score what is left on the validation text, write checkpoint and card."""
-    config, recipe, record = trainer.model.config, trainer.recipe, corpus.record
-    state = {name: tensor.to(torch.bfloat16).cpu() for name, tensor in trainer.model.state_dict().items()}
-    shipped = Decoder(config)
-    shipped.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    if config.tied_embeddings:
-        del state["head.weight"]
-    content = save_safetensors(state)
+    rounded = {name: tensor.to(torch.bfloat16).cpu() for name, tensor in trainer.model.state_dict().items()}
+    shipped = Decoder(trainer.model.config)
+    shipped.load_state_dict({name: tensor.float() for name, tensor in rounded.items()})
+    if shipped.config.tied_embeddings:
+        del rounded["head.weight"]
+    content = save_safetensors(rounded)
+    card = make_card(trainer, shipped, corpus, content=content, command=command)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.with_suffix(".json").write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    print(f"{card.validation_bits_per_byte} bits/byte on held-out text\n\n{card.sample}")
+
+
+def make_card(trainer: Trainer, shipped: Decoder, corpus: Corpus, *, content: bytes, command: str) -> Card:
+    """Measure the model that ships and record how it was made."""
+    config, recipe, record = shipped.config, trainer.recipe, corpus.record
     bits = held_out_bits(shipped, corpus.validation, sequence=config.sequence)
     documentation = corpus.validation[: record.validation_documentation_bytes]
     generator = torch.Generator().manual_seed(recipe.seed)
-    sample = generate(shipped, SAMPLE_PROMPT, new_bytes=400, generator=generator)
-    card = {
-        "validation_bits_per_byte": round(bits.mean().item(), 4),
-        "validation_standard_error": round(bits.std().item() / math.sqrt(len(bits)), 4),
-        "documentation_bits_per_byte": round(
+    sample = generate(shipped, SAMPLE_PROMPT, new_bytes=600, temperature=0.5, generator=generator)
+    return Card(
+        validation_bits_per_byte=round(bits.mean().item(), 4),
+        validation_standard_error=round(bits.std().item() / math.sqrt(len(bits)), 4),
+        documentation_bits_per_byte=round(
             held_out_bits(shipped, documentation, sequence=config.sequence).mean().item(), 4
         ),
-        "parameters": count_parameters(config),
-        "checkpoint_bytes": len(content),
-        "checkpoint_dtype": "bfloat16",
-        "checkpoint_sha256": hashlib.sha256(content).hexdigest(),
-        "command": command,
-        "training_seconds": round(trainer.seconds),
-        "config": asdict(config),
-        "recipe": asdict(recipe),
-        "corpus": asdict(record),
-        "provenance": asdict(provenance(seed=recipe.seed)),
-        "sample": sample.decode(errors="replace"),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
-    print(json.dumps(card, indent=2))
+        parameters=count_parameters(config),
+        checkpoint_bytes=len(content),
+        checkpoint_dtype="bfloat16",
+        checkpoint_sha256=hashlib.sha256(content).hexdigest(),
+        command=command,
+        steps=trainer.step,
+        training_seconds=round(trainer.seconds),
+        config=config,
+        recipe=asdict(recipe),
+        corpus=record,
+        provenance=provenance(seed=recipe.seed, device=trainer.device),
+        sample=sample.decode(errors="replace"),
+    )
 
 
 def main() -> None:
