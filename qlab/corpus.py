@@ -193,14 +193,16 @@ def source_names(library: Path) -> Iterator[str]:
 def unicode_name_documents() -> Iterator[Document]:
     """Yield the names of the Unicode characters, one a line, in documents of 256 code points."""
     for first in range(0, NEW_DOMAIN_LAST_CODE_POINT + 1, CODE_POINTS_PER_DOCUMENT):
-        block = range(first, first + CODE_POINTS_PER_DOCUMENT)
-        lines = [f"U+{code:04X} {name}" for code in block if (name := character_name(code))]
+        lines = character_lines(range(first, first + CODE_POINTS_PER_DOCUMENT))
         if lines:
             yield Document(f"unicode {first:04X}", "\n".join(lines).encode())
 
 
-def character_name(code: int) -> str:
-    """Return the name of a code point, or nothing where the name is computed and not given."""
-    name = unicodedata.name(chr(code), "")
-    computed = name.startswith("HANGUL SYLLABLE") or name.endswith(f"-{code:04X}")
-    return "" if computed else name
+def character_lines(code_points: range) -> list[str]:
+    """Write code point and name of each character, leaving out names that are computed and not given."""
+    named = ((code, unicodedata.name(chr(code), "")) for code in code_points)
+    return [
+        f"U+{code:04X} {name}"
+        for code, name in named
+        if name and not name.startswith("HANGUL SYLLABLE") and not name.endswith(f"-{code:04X}")
+    ]

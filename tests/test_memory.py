@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -110,7 +110,9 @@ def test_adapters_pay_for_gradients_and_the_frozen_base_does_not():
 def test_adapter_parameters_are_those_of_real_adapters():
     decoder = Decoder(SMALL)
     linears = [module for layer in decoder.layers for module in layer.modules() if isinstance(module, torch.nn.Linear)]
-    assert adapter_parameters(SMALL, rank=8) == sum(8 * (linear.in_features + linear.out_features) for linear in linears)
+    assert adapter_parameters(SMALL, rank=8) == sum(
+        8 * (linear.in_features + linear.out_features) for linear in linears
+    )
 
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 7, 64])
@@ -119,7 +121,7 @@ def test_zero_loses_nothing_and_each_stage_saves(recipe, devices):
     states = state_bytes(COURSE_MODEL, recipe)
     shares = [zero_state_bytes(states, stage=stage, devices=devices) for stage in range(4)]
     assert shares[0] == states
-    assert all(later.total <= earlier.total for earlier, later in zip(shares, shares[1:], strict=False))
+    assert all(later.total <= earlier.total for earlier, later in pairwise(shares))
     assert 0 <= devices * shares[3].total - states.total < 4 * devices  # each of four parts rounds up
 
 
