@@ -31,7 +31,7 @@ SAMPLE_PROMPT = b'The "with" statement\n********************\n\nThe "with" state
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class TrainingRecipe:
     """Everything that decides what is learned; the card repeats it."""
 
     steps: int = 7500
@@ -47,7 +47,7 @@ class Recipe:
     seed: int = 2
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
+def learning_rate(step: int, recipe: TrainingRecipe) -> float:
     """Rise for the warm-up steps, then fall along half a cosine."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
@@ -56,7 +56,7 @@ def learning_rate(step: int, recipe: Recipe) -> float:
     return recipe.learning_rate * (recipe.final_share + (1 - recipe.final_share) * cosine)
 
 
-def draw_batch(corpus: Corpus, recipe: Recipe, *, step: int) -> Int[Tensor, "batch longer"]:
+def draw_batch(corpus: Corpus, recipe: TrainingRecipe, *, step: int) -> Int[Tensor, "batch longer"]:
     """Draw windows of sequence + 1 bytes; a fixed share of them starts inside the documentation."""
     generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
     longest = recipe.sequence + 1
@@ -85,7 +85,7 @@ def matmul_attention(
 class Trainer:
     """A model, its optimizer and the step it has come to; saved and resumed as one."""
 
-    def __init__(self, config: ModelConfig, recipe: Recipe, *, compiled: bool):
+    def __init__(self, config: ModelConfig, recipe: TrainingRecipe, *, compiled: bool):
         torch.manual_seed(recipe.seed)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.recipe, self.step, self.seconds = recipe, 0, 0.0
@@ -131,7 +131,7 @@ class Trainer:
             self.step, self.seconds = state["step"], state["seconds"]
 
 
-def state_path(config: ModelConfig, recipe: Recipe) -> Path:
+def state_path(config: ModelConfig, recipe: TrainingRecipe) -> Path:
     """Name the state file by what is trained, so that another recipe never resumes it."""
     key = hashlib.sha256(repr((config, recipe, load_corpus().record.sha256)).encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / "qlab_course_model" / f"{key}.pt"
@@ -195,20 +195,22 @@ def make_card(trainer: Trainer, shipped: Decoder, corpus: Corpus, *, content: by
 def main() -> None:
     """Train, or go on training, and write the checkpoint and its card."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("--steps", type=int, default=Recipe.steps, help="optimizer steps (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=TrainingRecipe.steps, help="optimizer steps (default: %(default)s)"
+    )
     parser.add_argument(
         "--compile", action="store_true", help="use torch.compile: needs a C++ compiler, a fifth faster"
     )
     parser.add_argument("--output", type=Path, default=COURSE_CHECKPOINT, help="where to write the checkpoint")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    corpus, recipe = load_corpus(), Recipe(steps=arguments.steps)
+    corpus, recipe = load_corpus(), TrainingRecipe(steps=arguments.steps)
     trainer = Trainer(COURSE_MODEL, recipe, compiled=arguments.compile)
     state = state_path(COURSE_MODEL, recipe)
     trainer.resume(state)
     print(f"{count_parameters(COURSE_MODEL)} parameters, from step {trainer.step}, state in {state}", flush=True)
     train(trainer, corpus, state=state)
-    flags = f" --steps {recipe.steps}" * (recipe.steps != Recipe.steps) + " --compile" * arguments.compile
+    flags = f" --steps {recipe.steps}" * (recipe.steps != TrainingRecipe.steps) + " --compile" * arguments.compile
     finish(trainer, corpus, path=arguments.output, command=COMMAND + flags)
 
 

@@ -1,8 +1,19 @@
+import random
 from dataclasses import replace
 
 import pytest
+import torch
 
-from qlab.config import COURSE_MODEL, GPT2_XL, NAMED_CONFIGS, count_parameters, named_config, parameter_parts
+from qlab.config import (
+    COURSE_MODEL,
+    GPT2_XL,
+    NAMED_CONFIGS,
+    ModelConfig,
+    count_parameters,
+    named_config,
+    parameter_parts,
+)
+from qlab.model import Decoder
 
 # As published: GPT-2 XL and the Llamas by their checkpoints' sizes (Hugging Face safetensors metadata).
 PUBLISHED = {
@@ -55,3 +66,28 @@ def test_a_wrong_kind_is_refused(change):
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="no model is called 'gpt-5'; the names are gpt2-xl, llama-2-7b"):
         named_config("gpt-5")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_shape_counts_what_its_decoder_holds(seed):
+    draw = random.Random(seed)
+    kv_heads, head_width = draw.randint(1, 3), 2 * draw.randint(1, 5)
+    heads = kv_heads * draw.randint(1, 3)
+    config = ModelConfig(
+        name="drawn",
+        layers=draw.randint(1, 4),
+        width=heads * head_width,
+        heads=heads,
+        kv_heads=kv_heads,
+        ffn_width=draw.randint(1, 50),
+        vocabulary=draw.randint(1, 50),
+        sequence=draw.randint(1, 50),
+        norm=draw.choice(["rmsnorm", "layernorm"]),
+        positions=draw.choice(["rotary", "learned"]),
+        gated=draw.random() < 0.5,
+        biases=draw.random() < 0.5,
+        tied_embeddings=draw.random() < 0.5,
+    )
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    assert count_parameters(config) == sum(parameter.numel() for parameter in decoder.parameters())

@@ -3,6 +3,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from qlab.activations import BF16_AUTOCAST, FP32, Run, activation_bytes
 from qlab.budget import largest_batch, training_bill
@@ -31,6 +32,7 @@ from qlab.memory import (
 )
 from qlab.model import Decoder, run_checkpointed, run_plainly
 from qlab.scoring import bits_per_token
+from qlab.train_course_model import matmul_attention
 
 SMALL = replace(COURSE_MODEL, sequence=64)
 GPT2_LIKE = replace(
@@ -145,8 +147,9 @@ def test_bad_input_gets_a_sentence(call, sentence):
 # ------------------------------------------------------------------ predicted against measured
 
 
-def training_loss(config, run):
-    decoder = Decoder(config, run_layer=run_checkpointed if run.checkpointed else run_plainly)
+def training_loss(config, run, attention=F.scaled_dot_product_attention):
+    run_layer = run_checkpointed if run.checkpointed else run_plainly
+    decoder = Decoder(config, attention=attention, run_layer=run_layer)
     inputs, targets = torch.randint(0, config.vocabulary, (2, run.batch, run.sequence)).unbind()
 
     def loss() -> torch.Tensor:
@@ -166,6 +169,24 @@ def test_predicted_activations_are_within_five_percent_of_the_measured(shape, ch
         measured = saved_bytes(training_loss(SHAPES[shape], run)[1])
         # the promise is 5 %; with torch 2.13 on a CPU the two are equal to the byte
         assert activation_bytes(SHAPES[shape], run).total == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize(("precision", "score_bytes"), [(FP32, 4), (BF16_AUTOCAST, 2)])
+def test_attention_by_matrix_products_saves_its_scores(precision, score_bytes):
+    run = Run(batch=2, sequence=64, precision=precision, score_bytes=score_bytes)
+    measured = saved_bytes(training_loss(SMALL, run, matmul_attention)[1])
+    assert activation_bytes(SMALL, run).total == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize(
+    "config", [c for c in NAMED_CONFIGS.values() if c.layers < 100], ids=lambda config: config.name
+)
+def test_predictions_hold_for_the_public_models_on_tensors_without_memory(config, checkpointed):
+    run = Run(batch=2, sequence=512, checkpointed=checkpointed, score_bytes=4)
+    with torch.device("meta"):
+        measured = saved_bytes(training_loss(config, run, matmul_attention)[1])
+    assert activation_bytes(config, run).total == pytest.approx(measured, rel=0.05)
 
 
 def test_the_recomputed_layer_is_what_one_layer_saves():

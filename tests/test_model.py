@@ -30,10 +30,27 @@ VARIANTS = {
     "untied": replace(TINY, tied_embeddings=False),
 }
 FP32_UNIT = 2**-24
+PYTORCH_NAMES = {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for kind in ("weight", "bias")
+    for ours, theirs in {
+        "attention_norm": "norm1",
+        "ffn_norm": "norm2",
+        "attention.output": "self_attn.out_proj",
+        "ffn.up": "linear1",
+        "ffn.down": "linear2",
+    }.items()
+}
 
 
 def text(config, batch: int = 2, length: int = 24) -> Tensor:
     return torch.randint(0, config.vocabulary, (batch, length))
+
+
+def randomize(module: torch.nn.Module) -> None:
+    """Move every parameter away from its initial zeros and ones."""
+    for parameter in module.parameters(recurse=False):
+        torch.nn.init.normal_(parameter, std=0.3)
 
 
 # ------------------------------------------------------------------ the decoder
@@ -93,6 +110,25 @@ def test_grouped_heads_equal_full_heads_that_repeat_them():
     full.load_state_dict(state)
     tokens = text(TINY)
     assert torch.allclose(grouped(tokens), full(tokens), atol=1e-6)  # logits below 1; products of up to 48 terms
+
+
+def test_a_gpt2_like_layer_is_pytorchs_transformer_layer():
+    config = VARIANTS["gpt2-like"]
+    ours, state = Decoder(config).layers[0], {}
+    ours.apply(randomize)
+    for name, tensor in ours.state_dict().items():
+        state[PYTORCH_NAMES.get(name, name)] = tensor
+    for kind in ("weight", "bias"):
+        parts = [state.pop(f"attention.{part}.{kind}") for part in ("query", "key", "value")]
+        state[f"self_attn.in_proj_{kind}"] = torch.cat(parts)
+    theirs = torch.nn.TransformerEncoderLayer(
+        config.width, config.heads, config.ffn_width, dropout=0, activation="gelu", batch_first=True, norm_first=True
+    )
+    theirs.load_state_dict(state)
+    x, future = torch.randn(2, 24, config.width), torch.ones(24, 24, dtype=torch.bool).triu(1)
+    expected = theirs.double()(x.double(), src_mask=future, is_causal=True)
+    # values below 32, sums of up to 48 products in each of six matrices
+    assert (ours(x) - expected).abs().max() < 6 * 48 * 32 * FP32_UNIT
 
 
 def test_too_long_a_text_is_refused():

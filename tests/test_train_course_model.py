@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from qlab.config import COURSE_MODEL
 from qlab.corpus import load_corpus
 from qlab.model import load_course_model, read_card
-from qlab.train_course_model import Recipe, Trainer, draw_batch, finish, learning_rate, matmul_attention, train
+from qlab.train_course_model import Trainer, TrainingRecipe, draw_batch, finish, learning_rate, matmul_attention, train
 
 TINY = replace(COURSE_MODEL, layers=1, width=16, heads=2, kv_heads=2, ffn_width=16, sequence=32)
-RECIPE = Recipe(steps=6, batch=4, sequence=32, warmup_steps=2)
+RECIPE = TrainingRecipe(steps=6, batch=4, sequence=32, warmup_steps=2)
 
 
 def test_the_learning_rate_rises_and_falls_along_a_cosine():
-    recipe = Recipe(steps=1100, warmup_steps=100, learning_rate=1.0, final_share=0.1)
+    recipe = TrainingRecipe(steps=1100, warmup_steps=100, learning_rate=1.0, final_share=0.1)
     assert learning_rate(0, recipe) == 0.01
     assert learning_rate(99, recipe) == learning_rate(100, recipe) == 1.0
     assert learning_rate(600, recipe) == pytest.approx(0.55)
@@ -22,7 +22,7 @@ def test_the_learning_rate_rises_and_falls_along_a_cosine():
 
 
 def test_batches_repeat_with_their_step_and_keep_their_share_of_documentation():
-    corpus, recipe = load_corpus(), Recipe(batch=8, sequence=64, documentation_share=0.25)
+    corpus, recipe = load_corpus(), TrainingRecipe(batch=8, sequence=64, documentation_share=0.25)
     batch = draw_batch(corpus, recipe, step=3)
     assert torch.equal(batch, draw_batch(corpus, recipe, step=3))
     assert not torch.equal(batch, draw_batch(corpus, recipe, step=4))
