@@ -30,6 +30,7 @@ REBUILD = "check the file out again, or rebuild both with `python -m qlab.train_
 
 Attention = Callable[..., Float[Tensor, "batch heads sequence head_width"]]
 RunLayer = Callable[[nn.Module, Tensor], Tensor]
+fused = F.scaled_dot_product_attention
 
 
 def run_plainly(layer: nn.Module, x: Tensor) -> Tensor:
@@ -54,8 +55,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
         """Normalize the last axis of `x`."""
-        x = x.float()  # a mean of squares overflows FP16 and loses digits in BF16
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + NORM_EPSILON) * self.weight
+        wide = x.float()  # a mean of squares overflows FP16 and loses digits in BF16
+        return (wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + NORM_EPSILON) * self.weight).to(x.dtype)
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -161,13 +162,7 @@ def initialize(module: nn.Module) -> None:
 class Decoder(nn.Module):
     """A pre-norm decoder of any `ModelConfig`; the course's own reads bytes."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        attention: Attention = F.scaled_dot_product_attention,
-        run_layer: RunLayer = run_plainly,
-    ):
+    def __init__(self, config: ModelConfig, *, attention: Attention = fused, run_layer: RunLayer = run_plainly):
         super().__init__()
         self.config, self.run_layer = config, run_layer
         self.embedding = nn.Embedding(config.vocabulary, config.width)
@@ -188,12 +183,11 @@ class Decoder(nn.Module):
 
         Errors:  ValueError if there are more tokens than the model has positions.
         """
-        length = tokens.shape[1]
-        if length > self.config.sequence:
-            raise ValueError(f"sequence must be at most {self.config.sequence} tokens, got {length}")
+        if tokens.shape[1] > self.config.sequence:
+            raise ValueError(f"sequence must be at most {self.config.sequence} tokens, got {tokens.shape[1]}")
         x = self.embedding(tokens)
         if self.positions is not None:
-            x = x + self.positions(torch.arange(length, device=tokens.device))
+            x = x + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         for layer in self.layers:
             x = self.run_layer(layer, x)
         return self.head(self.norm(x))
@@ -234,10 +228,7 @@ def read_card(path: Path = COURSE_CHECKPOINT) -> Card:
 
 
 def load_course_model(
-    path: Path = COURSE_CHECKPOINT,
-    *,
-    attention: Attention = F.scaled_dot_product_attention,
-    run_layer: RunLayer = run_plainly,
+    path: Path = COURSE_CHECKPOINT, *, attention: Attention = fused, run_layer: RunLayer = run_plainly
 ) -> Decoder:
     """Load the trained course model in FP32, ready to evaluate, after checking its checksum against its card.
 

@@ -131,6 +131,16 @@ def test_a_gpt2_like_layer_is_pytorchs_transformer_layer():
     assert (ours(x) - expected).abs().max() < 6 * 48 * 32 * FP32_UNIT
 
 
+@pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
+def test_a_decoder_in_bf16_is_near_the_one_in_fp32(config):
+    decoder, tokens = Decoder(config), text(config)
+    expected = decoder(tokens)
+    narrow = decoder.bfloat16()(tokens)
+    assert narrow.dtype == torch.bfloat16
+    # each of about 8 operations in a row rounds its result by at most 2^-8 of it
+    assert (narrow - expected).norm() <= 8 * 2**-8 * expected.norm()
+
+
 def test_too_long_a_text_is_refused():
     with pytest.raises(ValueError, match="sequence must be at most 24 tokens, got 25"):
         Decoder(TINY)(text(TINY, length=25))
@@ -144,8 +154,10 @@ def test_rms_norm_is_pytorchs(dtype):
     norm, x = RMSNorm(64), 10 * torch.randn(5, 64, dtype=dtype)
     norm.weight.data.normal_()
     expected = F.rms_norm(x.double(), (64,), norm.weight.double(), eps=1e-5)
-    # a mean of 64 squares, a root and three products in FP32: well under 64 roundings
-    assert torch.allclose(norm(x).double(), expected, rtol=64 * FP32_UNIT, atol=0)
+    # a mean of 64 squares, a root and three products in FP32: well under 64 roundings; then one to `dtype`
+    rtol = 64 * FP32_UNIT + torch.finfo(dtype).eps / 2
+    assert norm(x).dtype == dtype
+    assert torch.allclose(norm(x).double(), expected, rtol=rtol, atol=0)
 
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only():
