@@ -13,19 +13,21 @@ FP32_BYTES = 4
 
 @dataclass(frozen=True)
 class Precision:
-    """The number of bytes in a value of a matrix product; everything else in the decoder is FP32."""
+    """The bytes of a value between the layers and weights, and of one in a matrix product; norms work in FP32."""
 
     name: str
+    stream_bytes: int
     matmul_bytes: int
 
     @property
     def casts(self) -> bool:
         """Whether autocast copies inputs and weights to a narrower type in front of each product."""
-        return self.matmul_bytes < FP32_BYTES
+        return self.matmul_bytes < self.stream_bytes
 
 
-FP32 = Precision("fp32", 4)
-BF16_AUTOCAST = Precision("bf16-autocast", 2)
+FP32 = Precision("fp32", 4, 4)
+BF16_AUTOCAST = Precision("bf16-autocast", 4, 2)  # weights and stream in FP32
+BF16 = Precision("bf16", 2, 2)  # `decoder.bfloat16()`: weights and stream in BF16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +78,27 @@ def activation_bytes(config: ModelConfig, run: Run) -> ActivationBytes:
     """
     if run.sequence > config.sequence:
         raise ValueError(f"sequence must be at most the model's {config.sequence}, got {run.sequence}")
-    stream = FP32_BYTES * config.width * run.tokens
-    layer = layer_bytes(config, run) + rotary_table_bytes(config)
+    stream = stream_bytes(config, run)
+    layer = layer_bytes(config, run)
     copies = layer_copy_bytes(config) if run.precision.casts else 0
     head_copy = run.precision.matmul_bytes * config.width * config.vocabulary if run.precision.casts else 0
-    kept_copies = 0 if run.checkpointed else config.layers * copies
+    input_is_saved = config.norm == "layernorm" or run.precision.stream_bytes == FP32_BYTES  # else its FP32 copy is
+    again = layer + copies - (stream if input_is_saved else 0)
     return ActivationBytes(
         layers=config.layers * (stream if run.checkpointed else layer),
         around=around_bytes(config, run),
-        weight_copies=kept_copies + head_copy,
-        recomputed_layer=layer - stream + copies if run.checkpointed else 0,
+        weight_copies=head_copy + (0 if run.checkpointed else config.layers * copies),
+        recomputed_layer=again if run.checkpointed else 0,
     )
 
 
+def stream_bytes(config: ModelConfig, run: Run) -> int:
+    """Size what one layer hands to the next: all that is kept of a checkpointed layer."""
+    return run.precision.stream_bytes * config.width * run.tokens
+
+
 def layer_bytes(config: ModelConfig, run: Run) -> int:
-    """Sum what one layer saves: two norms, attention, feed-forward."""
+    """Sum what one layer saves: two norms, attention with its rotary table, feed-forward."""
     narrow, tokens = run.precision.matmul_bytes, run.tokens
     q_k_v_out = 4 * narrow * config.width * tokens  # the output is also the input of the last product: one storage
     log_sum_exp = FP32_BYTES * config.heads * tokens
@@ -98,16 +106,17 @@ def layer_bytes(config: ModelConfig, run: Run) -> int:
     inside = 4 if config.gated else 2  # gate, its SiLU, up and their product; or up and its GELU
     ffn = inside * narrow * config.ffn_width * tokens
     norms = norm_bytes(config, run, readers=3) + norm_bytes(config, run, readers=1 + config.gated)
-    return norms + q_k_v_out + (scores or log_sum_exp) + ffn
+    return norms + q_k_v_out + (scores or log_sum_exp) + ffn + rotary_table_bytes(config, run)
 
 
 def norm_bytes(config: ModelConfig, run: Run, *, readers: int) -> int:
     """Sum what a norm saves, and its output as its `readers` save it: once, or a narrow copy for each of them."""
-    stream = FP32_BYTES * config.width * run.tokens
-    own = 2 * stream if config.norm == "rmsnorm" else stream  # input and normalized; LayerNorm keeps its input
-    per_token = 1 if config.norm == "rmsnorm" else 2  # 1 / rms; mean and 1 / deviation
-    copies = readers * run.precision.matmul_bytes * config.width * run.tokens
-    return own + per_token * FP32_BYTES * run.tokens + (copies if run.precision.casts else stream)
+    values = config.width * run.tokens
+    rms = config.norm == "rmsnorm"
+    own = 2 * FP32_BYTES * values if rms else stream_bytes(config, run)  # input and normalized; LayerNorm its input
+    per_token = FP32_BYTES * (1 if rms else 2)  # 1 / rms; mean and 1 / deviation
+    copies = readers * run.precision.matmul_bytes * values
+    return own + per_token * run.tokens + (copies if run.precision.casts else stream_bytes(config, run))
 
 
 def around_bytes(config: ModelConfig, run: Run) -> int:
@@ -119,9 +128,9 @@ def around_bytes(config: ModelConfig, run: Run) -> int:
     return positions + tokens_and_targets + norm_bytes(config, run, readers=1) + log_probabilities + loss_weight
 
 
-def rotary_table_bytes(config: ModelConfig) -> int:
+def rotary_table_bytes(config: ModelConfig, run: Run) -> int:
     """Size one layer's table of cosines and sines, saved whole however short the batch's sequence."""
-    return FP32_BYTES * config.sequence * config.head_width if config.positions == "rotary" else 0
+    return run.precision.stream_bytes * config.sequence * config.head_width if config.positions == "rotary" else 0
 
 
 def layer_copy_bytes(config: ModelConfig) -> int:

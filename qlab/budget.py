@@ -7,7 +7,18 @@ such moments, in a step that frees its gradients (`zero_grad()`) and whose optim
 
 from dataclasses import dataclass, replace
 
-from qlab.activations import FP32_BYTES, ActivationBytes, Run, activation_bytes, layer_bytes, layer_copy_bytes
+from qlab.activations import (
+    BF16,
+    FP32,
+    FP32_BYTES,
+    ActivationBytes,
+    Precision,
+    Run,
+    activation_bytes,
+    layer_bytes,
+    layer_copy_bytes,
+    stream_bytes,
+)
 from qlab.config import ModelConfig, parameter_parts
 from qlab.memory import GB, Recipe, StateBytes, layer_matrices, state_bytes
 
@@ -36,6 +47,11 @@ class Moments:
     embedding: int
 
 
+def precision_for(recipe: Recipe) -> Precision:
+    """Return the precision of a step that multiplies in the type its weights are kept in, or unpacked to."""
+    return BF16 if recipe.other_bytes < FP32_BYTES else FP32
+
+
 def training_bill(config: ModelConfig, recipe: Recipe, run: Run) -> Bill:
     """Predict what a training step of `qlab.model.Decoder` needs; with adapters, an upper estimate of activations."""
     states, activations = state_bytes(config, recipe), activation_bytes(config, run)
@@ -49,7 +65,7 @@ def training_bill(config: ModelConfig, recipe: Recipe, run: Run) -> Bill:
 def backward_moments(config: ModelConfig, recipe: Recipe, run: Run) -> Moments:
     """Add up what is alive, apart from weights and optimizer, at four moments of the backward pass."""
     saved, states, parts = activation_bytes(config, run), state_bytes(config, recipe), parameter_parts(config)
-    stream = FP32_BYTES * config.width * run.tokens
+    stream = stream_bytes(config, run)
     log_probabilities = FP32_BYTES * config.vocabulary * run.tokens
     in_layer = (1 + config.gated) * run.precision.matmul_bytes * config.ffn_width * run.tokens + 2 * stream
     working = in_layer + dequantized_bytes(config, recipe, run)
