@@ -12,6 +12,7 @@ from qlab.config import COURSE_MODEL, NAMED_CONFIGS, count_parameters
 from qlab.corpus import load_corpus
 from qlab.measure import provenance
 from qlab.model import (
+    COURSE_CHECKPOINT,
     Card,
     Decoder,
     RMSNorm,
@@ -21,6 +22,7 @@ from qlab.model import (
     rotate,
     run_checkpointed,
 )
+from qlab.scoring import generate, held_out_bits
 
 TINY = replace(COURSE_MODEL, layers=2, width=32, heads=4, kv_heads=4, ffn_width=48, sequence=24)
 VARIANTS = {
@@ -238,3 +240,65 @@ def test_a_missing_file_is_named_with_the_way_to_rebuild_it(saved, suffix):
     path.with_suffix(suffix).unlink()
     with pytest.raises(FileNotFoundError, match=r"missing.* rebuild both with `python -m qlab\.train_course_model`"):
         load_course_model(path)
+
+
+# ------------------------------------------------------------------ the checkpoint that ships
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_course_model()
+
+
+def documentation_windows(windows: int) -> Tensor:
+    return load_corpus().validation[: 512 * windows + 1]
+
+
+def rounded_per_tensor(decoder: Decoder, bits: int) -> Decoder:
+    """Copy `decoder` with each matrix rounded to `bits` bits, symmetric, one scale for the whole matrix."""
+    copied = Decoder(decoder.config)
+    copied.load_state_dict(decoder.state_dict())
+    for matrix in {parameter for parameter in copied.parameters() if parameter.ndim == 2}:
+        scale = matrix.detach().abs().max() / (2 ** (bits - 1) - 1)
+        matrix.data = (matrix.data / scale).round() * scale
+    return copied
+
+
+def test_the_shipped_checkpoint_is_small_and_good(shipped):
+    card = read_card()
+    assert card.checkpoint_bytes == COURSE_CHECKPOINT.stat().st_size <= 16_000_000
+    assert card.parameters == sum(parameter.numel() for parameter in shipped.parameters())
+    assert card.validation_bits_per_byte <= 1.6
+
+
+def test_the_shipped_checkpoint_scores_what_its_card_says(shipped):
+    card, corpus = read_card(), load_corpus()
+    if corpus.record.sha256 != card.corpus.sha256:
+        pytest.skip(f"the card's text is that of Python {card.corpus.python_version}, this one's differs a little")
+    documentation = corpus.validation[: corpus.record.validation_documentation_bytes]
+    bits = held_out_bits(shipped, documentation, sequence=512).mean().item()
+    assert bits == pytest.approx(card.documentation_bits_per_byte, abs=1e-3)  # the card has four decimals
+
+
+def test_damage_is_plain_in_3_bits_measurable_in_4_and_none_in_8(shipped):
+    text = documentation_windows(24)
+    whole = held_out_bits(shipped, text, sequence=512)
+    damage = {bits: held_out_bits(rounded_per_tensor(shipped, bits), text, sequence=512) - whole for bits in (3, 4, 8)}
+    errors = {bits: change.std() / len(change) ** 0.5 for bits, change in damage.items()}
+    assert damage[3].mean() > 0.5
+    assert damage[4].mean() > 5 * errors[4]
+    assert damage[8].mean().abs() < 0.01
+
+
+def test_the_new_domain_is_new_to_it(shipped):
+    new = held_out_bits(shipped, load_corpus().new_domain_validation[: 512 * 8 + 1], sequence=512)
+    assert new.mean() > 1 + held_out_bits(shipped, documentation_windows(8), sequence=512).mean()
+
+
+def test_it_writes_documentation(shipped):
+    prompt = b'The "with" statement\n********************\n\nThe "with" statement '
+    written = generate(shipped, prompt, new_bytes=150, temperature=0.5, generator=torch.Generator().manual_seed(0))
+    words = written[len(prompt) :].decode(errors="replace").split()
+    known = set(load_corpus().train.numpy().tobytes().decode(errors="replace").split())
+    # the first and the last word may be cut
+    assert sum(word in known for word in words[1:-1]) > 0.7 * len(words[1:-1])
