@@ -65,7 +65,7 @@ class CorpusRecord:
     new_domain_validation_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Corpus:
     """The splits as bytes, documentation first in `train` and `validation`, then source code."""
 

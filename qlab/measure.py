@@ -46,8 +46,9 @@ class LiveStorages:
 class SavedForBackward:
     """Count the bytes that autograd saves inside a `with`; parameters are left out, shared storages count once.
 
-    It nests: the outer one counts what the inner one counts. What a checkpointed function saves and drops is not
-    seen, nor what selective checkpointing caches. `live_bytes` falls when the graph is freed.
+    It nests: the outer one counts what the inner one counts. Inputs count where autograd saves them, and so do the
+    narrow copies of parameters that autocast makes. What a checkpointed function saves and drops is not seen, nor
+    what selective checkpointing caches. `live_bytes` falls when the graph is freed.
     Units:   bytes of whole storages, since a view keeps all of its storage alive.
     """
 
