@@ -1,7 +1,8 @@
 """Rebuild the course model's checkpoint: `python -m qlab.train_course_model`, an hour on a core with BF16 instructions.
 
-The shipped one was made with `--compile`, which needs a C++ compiler and saves a fifth of the time. One thread, BF16 autocast, AdamW, a cosine in steps. A run that is killed goes on from its last saved state when
-the same command is given again; the batches are drawn from (seed, step), so it sees the text it would have seen.
+The shipped one was made with `--compile`, which needs a C++ compiler and saves a fifth of the time. One thread,
+BF16 autocast, AdamW, a cosine in steps. A run that is killed goes on from its last saved state when the same command
+is given again; its batches are drawn from (seed, step), so it sees the text it would have seen.
 """
 
 import argparse
