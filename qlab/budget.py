@@ -27,8 +27,9 @@ from qlab.memory import GB, Recipe, StateBytes, layer_matrices, state_bytes
 class Bill:
     """What a training step needs, part by part, and the most that is there at one moment.
 
-    Units:   bytes; the parts do not all live at once, so `peak` is at most their sum. Not counted: rounding to
-             allocator blocks, fragmentation, workspaces of matrix libraries, the device's own context.
+    Units:   bytes; the parts do not all live at once. `temporary` has the buffers of the loss and of unpacked
+             weights; those inside a layer's backward pass are in `peak` alone. Not counted: rounding to allocator
+             blocks, fragmentation, workspaces of matrix libraries, the device's own context.
     """
 
     states: StateBytes

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from qlab import course
+from qlab import bill, config, course, memory
 from qlab.bootstrap import port_is_free
 from qlab.labs import build, copies
 from qlab.labs.build import CannotBuild
@@ -56,7 +56,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     refresh = command("refresh", _refresh, "carry your answers over into the lab of today, keeping the old copy")
     refresh.add_argument("topic", help="the topic, such as 01")
+    _add_bill_options(command("bill", _bill, "predict the memory of a training step; status 1 if it does not fit"))
     return parser
+
+
+def _add_bill_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", help="such as llama-2-70b; a name it does not know gets the list")
+    command.add_argument("--recipe", default="mixed-adam", help="such as qlora (default: %(default)s)")
+    command.add_argument("--batch", type=int, default=1, help="sequences on each device (default: %(default)s)")
+    command.add_argument("--seq", type=int, help="tokens in a sequence (default: as many as the model allows)")
+    command.add_argument("--gpu", metavar="MEMORY", help="as 48GB, 48GiB or 48: says what would fit it")
+    command.add_argument("--checkpointing", action="store_true", help="recompute layers in the backward pass")
+    command.add_argument("--devices", type=int, default=1, help="devices that share the work (default: %(default)s)")
+    command.add_argument(
+        "--zero", type=int, default=0, metavar="STAGE", help="ZeRO stage, 0 to 3 (default: %(default)s)"
+    )
 
 
 def _lab(parsed: argparse.Namespace) -> int:
@@ -69,6 +83,7 @@ def _lab(parsed: argparse.Namespace) -> int:
     root = course.root()
     options = [f"--port={parsed.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}"]
     options += ["--no-browser"] if parsed.no_browser else []
+    options += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # as in a container
     start = [sys.executable, "-m", "jupyterlab", str(course.lesson_path("00_start")), *options]
     tools = str(Path(sys.executable).parent)  # so that `qlab` and `nbgrader` are found in JupyterLab's terminals
     environment = os.environ | {"PATH": os.pathsep.join([tools, os.environ.get("PATH", "")])}
@@ -137,3 +152,13 @@ def _refresh(parsed: argparse.Namespace) -> int:
             f"these answers have no place in the lab any more, and lie in the old copy: {', '.join(done.left_behind)}"
         )
     return 0
+
+
+def _bill(parsed: argparse.Namespace) -> int:
+    model, recipe = config.named_config(parsed.model), memory.named_recipe(parsed.recipe)
+    sequence = model.sequence if parsed.seq is None else parsed.seq
+    run = bill.run_for(recipe, batch=parsed.batch, sequence=sequence, checkpointed=parsed.checkpointing)
+    order = bill.Order(config=model, recipe=recipe, run=run, stage=parsed.zero, devices=parsed.devices)
+    budget = bill.budget_of(parsed.gpu) if parsed.gpu is not None else None
+    print(bill.as_text(order, budget))
+    return 1 if budget and not bill.fits(order, budget) else 0

@@ -14,10 +14,10 @@ FLOORS = {
     0: {"bootstrap", "config", "corpus", "course", "energy", "formats", "measure", "packing", "summation"},
     1: {"activations", "allocator", "matmul", "memory", "microscaling", "model"},
     2: {"budget", "scoring"},
-    3: {"train_course_model"},
+    3: {"bill", "train_course_model"},
     4: {"plots", "checks"},
-    5: {"widgets", "page", "labs", "doctor"},
-    6: {"cli"},
+    5: {"doctor", "labs", "page", "widgets"},
+    6: {"cli", "ledger"},
     7: {"__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}

@@ -16,12 +16,12 @@ def bits_svg(code: int, fmt: FloatFormat, *, note: str = "") -> str:
     """Draw a code: its bits by field, how they make the value, and where the value stands among its neighbors."""
     value = _value(code, fmt)
     told = f"{fmt.name} code {code} is {_number(value)}"
-    rows = [_bit_boxes(code, fmt), _text(8, 92, _formula(code, fmt), 15), _neighborhood(code, fmt), _strip(value, fmt)]
+    rows = [_bit_boxes(code, fmt), label(8, 92, _formula(code, fmt), 15), _neighborhood(code, fmt), _strip(value, fmt)]
     if math.isfinite(value):
-        rows.append(_text(752, 92, f"step here (ULP): {_number(_step(code, fmt))}", 13, anchor="end"))
+        rows.append(label(752, 92, f"step here (ULP): {_number(_step(code, fmt))}", 13, anchor="end"))
     if note:
-        rows.append(_text(8, 232, note, 14))
-    return _svg(rows, height=244, told=told)
+        rows.append(label(8, 232, note, 14))
+    return drawing(rows, height=244, told=told)
 
 
 def octaves_svg(fmt: FloatFormat, *, octaves: tuple[float, float]) -> str:
@@ -43,13 +43,14 @@ def octaves_svg(fmt: FloatFormat, *, octaves: tuple[float, float]) -> str:
     )
     axis = '<line x1="8" x2="752" y1="64" y2="64" stroke="currentColor" opacity=".5"/>'
     marks = "".join(
-        _text(_log_x(2.0**k, low, high), 88, f"2^{k}".replace("-", "−"), 11, anchor="middle")
+        label(_log_x(2.0**k, low, high), 88, f"2^{k}".replace("-", "−"), 11, anchor="middle")
         for k in range(math.ceil(low / 8) * 8, math.floor(high) + 1, 8)
     )
-    return _svg([_text(8, 24, head, 14), axis, ticks, marks], height=98, told=head)
+    return drawing([label(8, 24, head, 14), axis, ticks, marks], height=98, told=head)
 
 
-def _svg(rows: list[str], *, height: int, told: str) -> str:
+def drawing(rows: list[str], *, height: int, told: str) -> str:
+    """Return an SVG picture of some rows, described by `told` to who cannot see it."""
     return (
         f'<svg role="img" aria-label="{escape(told)}" viewBox="0 0 {WIDTH} {height}" width="100%" '
         f'style="max-width:{WIDTH}px;color:var(--jp-ui-font-color1, currentColor)" '
@@ -57,7 +58,8 @@ def _svg(rows: list[str], *, height: int, told: str) -> str:
     )
 
 
-def _text(x: float, y: float, text: str, size: int, *, anchor: str = "start", fill: str = "currentColor") -> str:  # noqa: PLR0913
+def label(x: float, y: float, text: str, size: int, *, anchor: str = "start", fill: str = "currentColor") -> str:  # noqa: PLR0913
+    """Return a line of SVG text."""
     return f'<text x="{x:.1f}" y="{y}" font-size="{size}" text-anchor="{anchor}" fill="{fill}">{escape(text)}</text>'
 
 
@@ -71,12 +73,12 @@ def _bit_boxes(code: int, fmt: FloatFormat) -> str:
             f'<rect x="{x:.1f}" y="22" width="{side - 2:.1f}" height="34" rx="3" fill="{color}" '
             f'fill-opacity="{0.85 if bit else 0.12}" stroke="{color}"/>'
         )
-        boxes += _text(x + side / 2 - 1, 45, str(bit), 16, anchor="middle", fill="#fff" if bit else "currentColor")
-    names = _text(8, 14, "sign", 12, fill=SIGN)
-    names += _text(max(8 + side, 40), 14, f"exponent ({fmt.exponent_bits})", 12, fill=EXPONENT)
+        boxes += label(x + side / 2 - 1, 45, str(bit), 16, anchor="middle", fill="#fff" if bit else "currentColor")
+    names = label(8, 14, "sign", 12, fill=SIGN)
+    names += label(max(8 + side, 40), 14, f"exponent ({fmt.exponent_bits})", 12, fill=EXPONENT)
     if fmt.mantissa_bits:
         x = max(8 + side * (1 + fmt.exponent_bits), 130)
-        names += _text(x, 14, f"mantissa ({fmt.mantissa_bits})", 12, fill=MANTISSA)
+        names += label(x, 14, f"mantissa ({fmt.mantissa_bits})", 12, fill=MANTISSA)
     return boxes + names
 
 
@@ -107,7 +109,7 @@ def _neighborhood(code: int, fmt: FloatFormat) -> str:
         x = 40 + 680 * (v - low) / (high - low)
         here = c == code
         drawn += f'<circle cx="{x:.1f}" cy="128" r="{7 if here else 4}" fill="{EXPONENT if here else MANTISSA}"/>'
-        drawn += _text(x, 115 if here else 148, _number(v), 14 if here else 11, anchor="middle")
+        drawn += label(x, 115 if here else 148, _number(v), 14 if here else 11, anchor="middle")
     return drawn
 
 
@@ -117,8 +119,8 @@ def _strip(value: float, fmt: FloatFormat) -> str:
     x = _log_x(fmt.min_normal, low, high)
     drawn = f'<rect x="8" y="178" width="{x - 8:.1f}" height="12" fill="{SIGN}" opacity=".45"/>'
     drawn += f'<rect x="{x:.1f}" y="178" width="{752 - x:.1f}" height="12" fill="{MANTISSA}" opacity=".45"/>'
-    drawn += _text(8, 206, f"{_number(fmt.min_subnormal)} subnormal", 11)
-    drawn += _text(752, 206, f"normal, up to {_number(fmt.max)}", 11, anchor="end")
+    drawn += label(8, 206, f"{_number(fmt.min_subnormal)} subnormal", 11)
+    drawn += label(752, 206, f"normal, up to {_number(fmt.max)}", 11, anchor="end")
     if math.isfinite(value) and value:
         x = _log_x(abs(value), low, high)
         drawn += f'<path d="M {x - 6:.1f} 168 L {x + 6:.1f} 168 L {x:.1f} 178 Z" fill="{EXPONENT}"/>'

@@ -1,4 +1,4 @@
-"""Explorers: ipywidgets around the drawings of `plots`, run by qlab's functions or by the learner's own."""
+"""Explorers of number formats: the bits of one code, and how a few bits are split."""
 
 import math
 from collections.abc import Callable
@@ -13,8 +13,7 @@ from qlab.checks.learner import Crashed, LearnerFunction, NotAnswered
 from qlab.checks.report import Refused
 from qlab.formats import FloatFormat, Specials
 from qlab.plots import bits_svg, octaves_svg
-
-WIDE = ipywidgets.Layout(width="760px", max_width="100%")
+from qlab.widgets.layout import WIDE
 
 
 class BitExplorer(ipywidgets.VBox):

@@ -1,0 +1,159 @@
+"""Check of `count_saved_bytes`: small random modules, each saving something that is easily miscounted."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from qlab import measure
+from qlab.checks import probe
+from qlab.checks.expect import Suspect
+from qlab.checks.learner import LearnerFunction
+from qlab.checks.memory.numbers import TOPIC, doubles, drawn, require_numbers
+from qlab.checks.report import check, part
+
+Drawn = tuple[str, nn.Module, Tensor]
+
+
+class SquareOfFirstHalf(nn.Module):
+    """Square the first half of the channels: autograd keeps a view of them, and so all of their storage."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the squares."""
+        return x[:, : x.shape[1] // 2].square()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One tensor that autograd packed: which storage it lies in, and the sizes one might take for its own."""
+
+    storage: int
+    storage_bytes: int
+    own_bytes: int
+    values: int
+    of_parameter: bool
+    of_input: bool
+
+
+@check(TOPIC, "count-saved-bytes", measure.SavedForBackward, measure.saved_bytes, points=4)
+def check_count_saved_bytes(count_saved_bytes: LearnerFunction, draw: torch.Generator) -> None:
+    """Check `count_saved_bytes(module, x)` on modules that save weights, shared storages, views and other types."""
+    with part("what the layers keep, and not their weights"):
+        _compare(count_saved_bytes, [_feed_forward(draw) for _ in range(2)])
+    with part("a storage that two operations keep counts once"):
+        _compare(count_saved_bytes, [_relu_chain(draw) for _ in range(2)])
+    with part("a view keeps the whole of its storage"):
+        _compare(count_saved_bytes, [_view_of_half(draw) for _ in range(2)])
+    with part("values of 8 bytes and of 2"):
+        _compare(count_saved_bytes, [_in_type(dtype, draw) for dtype in (torch.float64, torch.bfloat16)])
+
+
+def _feed_forward(draw: torch.Generator) -> Drawn:
+    rows, width, inner = drawn(3, 9, draw), drawn(4, 12, draw), drawn(13, 30, draw)
+    module = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
+    return f"Linear({width}, {inner}), GELU, Linear({inner}, {width})", module, torch.randn(rows, width, generator=draw)
+
+
+def _relu_chain(draw: torch.Generator) -> Drawn:
+    rows, a, b, c = drawn(3, 9, draw), drawn(4, 9, draw), drawn(10, 19, draw), drawn(20, 30, draw)
+    d = a + drawn(1, 5, draw)
+    module = nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.Tanh(), nn.Linear(c, d))
+    told = f"Linear({a}, {b}), ReLU, Linear({b}, {c}), Tanh, Linear({c}, {d})"
+    return told, module, torch.randn(rows, a, generator=draw)
+
+
+def _view_of_half(draw: torch.Generator) -> Drawn:
+    rows, width, inner = drawn(3, 9, draw), drawn(4, 9, draw), 2 * drawn(5, 15, draw)
+    module = nn.Sequential(nn.Linear(width, inner), SquareOfFirstHalf())
+    return f"Linear({width}, {inner}), square of the first half", module, torch.randn(rows, width, generator=draw)
+
+
+def _in_type(dtype: torch.dtype, draw: torch.Generator) -> Drawn:
+    told, module, x = _feed_forward(draw)
+    return f"{told} in {str(dtype)[6:]}", module.to(dtype), x.to(dtype)
+
+
+def _compare(count_saved_bytes: LearnerFunction, modules: list[Drawn]) -> None:
+    require_numbers(
+        [count_saved_bytes(module, x) for _, module, x in modules],
+        [probe.saved_bytes(module, x) for _, module, x in modules],
+        calls=[f"count_saved_bytes({told}; x of shape {tuple(x.shape)})" for told, _, x in modules],
+        suspects=lambda: _suspects(modules),
+    )
+
+
+def _suspects(modules: list[Drawn]) -> Iterator[Suspect]:
+    records = [_saved(module, x) for _, module, x in modules]
+    for misconception, thought, count in SLIPS:
+        yield Suspect(misconception, thought, doubles([count(saved) for saved in records]))
+    all_parameters = [sum(p.nbytes for p in module.parameters()) for _, module, _ in modules]
+    for count in (_once, lambda saved: sum(s.own_bytes for s in saved)):
+        values = [count(saved) - taken for saved, taken in zip(records, all_parameters, strict=True)]
+        thought = "Not every parameter is saved: leave out those that come by, and do not subtract the rest."
+        yield Suspect("subtracts-all-parameters", thought, doubles(values))
+    outputs = [_bytes_of_outputs(module, x) for _, module, x in modules]
+    yield Suspect(
+        "counts-outputs", "Autograd does not keep every layer's output: count what it packs.", doubles(outputs)
+    )
+
+
+def _saved(module: nn.Module, x: Tensor) -> list[Saved]:
+    found, own = [], {p.untyped_storage().data_ptr() for p in module.parameters()}
+    given = x.untyped_storage().data_ptr()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        at = storage.data_ptr()
+        found.append(Saved(at, storage.nbytes(), tensor.nbytes, tensor.numel(), at in own, at == given))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = module(x)
+    del result  # until here it kept every storage alive, so that no two had the same address
+    return found
+
+
+def _bytes_of_outputs(module: nn.Module, x: Tensor) -> int:
+    sizes = []
+    for layer in module:
+        x = layer(x)
+        sizes.append(x.nbytes)
+    return sum(sizes)
+
+
+def _once(saved: list[Saved]) -> int:
+    return sum({s.storage: s.storage_bytes for s in saved}.values())
+
+
+def _activations(saved: list[Saved]) -> list[Saved]:
+    return [s for s in saved if not s.of_parameter]
+
+
+TWICE = "Two operations can keep the same storage: remember which storages you have counted."
+VIEW = "A view keeps all of its storage alive, however little of it it shows: ask `untyped_storage().nbytes()`."
+WEIGHTS = "A Linear keeps its weight, transposed: leave out what shares a storage with a parameter."
+SLIPS: tuple[tuple[str, str, Callable[[list[Saved]], int]], ...] = (
+    ("counts-weights", WEIGHTS, _once),
+    ("counts-the-view", VIEW, lambda saved: sum({s.storage: s.own_bytes for s in _activations(saved)}.values())),
+    ("counts-weights", WEIGHTS, lambda saved: sum({s.storage: s.own_bytes for s in saved}.values())),
+    ("counts-a-storage-twice", TWICE, lambda saved: sum(s.storage_bytes for s in _activations(saved))),
+    ("counts-a-storage-twice", TWICE, lambda saved: sum(s.own_bytes for s in _activations(saved))),
+    ("counts-weights", f"{WEIGHTS} Then: {TWICE}", lambda saved: sum(s.own_bytes for s in saved)),
+    ("counts-weights", f"{WEIGHTS} Then: {TWICE}", lambda saved: sum(s.storage_bytes for s in saved)),
+    (
+        "assumes-four-bytes",
+        "A value takes 4 bytes only in FP32.",
+        lambda saved: sum({s.storage: 4 * s.values for s in _activations(saved)}.values()),
+    ),
+    (
+        "counts-values",
+        "These are values, not bytes.",
+        lambda saved: sum({s.storage: s.values for s in _activations(saved)}.values()),
+    ),
+    (
+        "leaves-out-the-input",
+        "Where autograd keeps the input, it counts.",
+        lambda saved: _once([s for s in _activations(saved) if not s.of_input]),
+    ),
+)

@@ -1,0 +1,6 @@
+"""Explorers: ipywidgets around the drawings of `plots`, run by qlab's functions or by the learner's own."""
+
+from qlab.widgets.bills import BillExplorer
+from qlab.widgets.number_formats import BitExplorer, FormatDesigner
+
+__all__ = ["BillExplorer", "BitExplorer", "FormatDesigner"]
