@@ -69,6 +69,7 @@ def _lab(parsed: argparse.Namespace) -> int:
     root = course.root()
     options = [f"--port={parsed.port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}"]
     options += ["--no-browser"] if parsed.no_browser else []
+    options += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # as in a container
     start = [sys.executable, "-m", "jupyterlab", str(course.lesson_path("00_start")), *options]
     tools = str(Path(sys.executable).parent)  # so that `qlab` and `nbgrader` are found in JupyterLab's terminals
     environment = os.environ | {"PATH": os.pathsep.join([tools, os.environ.get("PATH", "")])}
