@@ -72,7 +72,7 @@ class SavedForBackward:
         """Note a tensor that autograd saves, here and in every measure around this one."""
         for measure in self.active:
             measure.note(tensor)
-        return tensor
+        return tensor.detach()  # an operation that saves its own output would hold itself, and never be freed
 
     def note(self, tensor: Tensor) -> None:
         """Count `tensor` unless it is, or views, a parameter or an excluded tensor."""

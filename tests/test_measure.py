@@ -217,3 +217,11 @@ def test_provenance_tells_machine_versions_seed_and_date():
 
 def test_a_driver_that_does_not_answer_is_unknown():
     assert nvidia_driver() == "unknown" or nvidia_driver()[0].isdigit()
+
+
+def test_an_operation_that_saves_its_own_output_is_freed():
+    x = torch.randn(7, requires_grad=True)
+    assert saved_bytes(lambda x: x.exp().detach().sum(), x) == 0
+    with SavedForBackward() as saved:
+        x.exp().tanh().sum().backward()
+    assert saved.live_bytes == 0 and saved.peak_bytes > 0

@@ -38,9 +38,9 @@ class Case:
 def check_largest_batch(largest_batch: LearnerFunction, draw: torch.Generator) -> None:
     """Check `largest_batch(budget, lasting, gradients, sequence, layer)`."""
     with part("all activations together decide"):
-        _compare(largest_batch, [_case(draw, gradients=0.2) for _ in range(3)])
+        _compare(largest_batch, [_case(draw, gradients=0.2) for _ in range(6)])
     with part("all gradients and one layer decide"):
-        _compare(largest_batch, [_case(draw, gradients=0.9) for _ in range(3)])
+        _compare(largest_batch, [_case(draw, gradients=0.9) for _ in range(6)])
     with part("a batch that fills the budget to the byte fits, one byte less does not"):
         cases = [_case(draw, gradients=share) for share in (0.2, 0.9)]
         full = [_with_budget(case, case.peak(case.largest())) for case in cases]

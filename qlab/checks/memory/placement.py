@@ -42,7 +42,11 @@ class Case:
 def check_first_fit(first_fit: LearnerFunction, place: LearnerFunction, draw: torch.Generator) -> None:
     """Check `first_fit(blocks, capacity, size)` and `place(blocks, capacity, size, long_lived)`."""
     with part("first_fit: the lowest hole that is large enough, in any order of the blocks, an exact fit too"):
-        _compare(first_fit, [_with_room(draw) for _ in range(12)] + [Case([], 64, 64), Case([(0, 9)], 20, 11)])
+        _compare(
+            first_fit,
+            [_with_room(draw) for _ in range(12)]
+            + [Case([], 64, 64), Case([(0, 9)], 20, 11), Case([(20, 40), (0, 10)], 60, 10)],
+        )
     with part("first_fit: -1 where no hole is large enough, though the free bytes together are"):
         _compare(first_fit, [_without_room(draw) for _ in range(6)] + [Case([(9, 64)], 64, 10)])
     with part("place: every block lies inside the heap and over no other"):

@@ -106,7 +106,7 @@ def _saved(module: nn.Module, x: Tensor) -> list[Saved]:
         storage = tensor.untyped_storage()
         at = storage.data_ptr()
         found.append(Saved(at, storage.nbytes(), tensor.nbytes, tensor.numel(), at in own, at == given))
-        return tensor
+        return tensor.detach()  # an output that is packed as itself is never freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = module(x)
