@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets
+import matplotlib.pyplot as plt
 from IPython.display import HTML, Markdown, display
 
 from qlab import course
@@ -97,9 +98,12 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Markdown:
 @contextmanager
 def attempt() -> Iterator[None]:
     """Run a try-out of the learner's function: what it raises becomes one line, and Run All goes on."""
+    figures = set(plt.get_fignums())
     try:
         yield
     except Exception as error:
+        for half_drawn in set(plt.get_fignums()) - figures:
+            plt.close(half_drawn)
         print(
             "Not answered yet: run this cell again when it is." if is_stub(error) else f"It stopped: {describe(error)}"
         )

@@ -2,11 +2,15 @@
 
 import json
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 
 from qlab import page
 from qlab.checks.learner import STUB_MESSAGE
 from qlab.page import Prediction, attempt, provenance_line, recorded, table
+
+mpl.use("agg")
 
 
 @pytest.fixture
@@ -74,6 +78,15 @@ def test_a_try_out_turns_errors_into_one_line(capsys):
         _ = 1 / 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("Not answered yet") and said[1].startswith("It stopped: ZeroDivisionError")
+
+
+def test_a_try_out_that_fails_leaves_no_half_drawn_figure(capsys):
+    kept = plt.figure()
+    with attempt():
+        plt.figure()
+        raise NotImplementedError(STUB_MESSAGE)
+    assert plt.get_fignums() == [kept.number]
+    plt.close(kept)
 
 
 def test_a_table_shows_four_digits_and_thousands():
