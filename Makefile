@@ -3,13 +3,13 @@ PYTHON ?= python3
 PORT ?= 8888
 ARGS ?=
 
-.PHONY: lab test check test-gpu bench fuzz clean python
+.PHONY: lab test check test-gpu test-extra bench fuzz clean python
 
 lab: python
 	@"$(PYTHON)" -m qlab.bootstrap lab --port $(PORT)
 
 # ARGS goes to pytest or to the benchmarks: make test ARGS="-k formats"
-test check test-gpu bench fuzz: python
+test check test-gpu test-extra bench fuzz: python
 	@"$(PYTHON)" -m qlab.bootstrap $@ $(ARGS)
 
 python:

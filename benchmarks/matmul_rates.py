@@ -1,18 +1,14 @@
 """Matrix products in every data type of this machine, against FP32 on it; `--record` keeps a GPU's for lesson 01."""
 
-import json
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
 import torch
-from _peer import arguments
+from _peer import arguments, keep_recording
 
 from qlab.matmul import MatmulResult, measure_products
-from qlab.measure import provenance
 
 SEED = 0
-RECORDING = Path(__file__).parents[1] / "lessons" / "recorded" / "01_data_types.json"
+COMMAND = "python benchmarks/matmul_rates.py --record"
 
 options = arguments(__doc__, record=True)
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -31,11 +27,4 @@ for result in results:
     else:
         print(f"{result.name}: not on this device ({result.reason})")
 if options.record:
-    RECORDING.parent.mkdir(exist_ok=True)
-    content = {
-        "provenance": asdict(provenance(seed=SEED, device=device)),
-        "command": "python benchmarks/matmul_rates.py --record",
-        "results": [asdict(result) for result in results],
-    }
-    RECORDING.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"recorded in {RECORDING}")
+    keep_recording("01_data_types", "gpu", results, command=COMMAND, seed=SEED, device=device)

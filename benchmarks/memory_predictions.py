@@ -1,26 +1,24 @@
 """Predicted against measured bytes: activations on the CPU, and the peak of a step; `--record` keeps a GPU's."""
 
 import gc
-import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 
 import torch
-from _peer import arguments
+from _peer import arguments, keep_recording
 
 from qlab.activations import BF16, BF16_AUTOCAST, FP32, Run, activation_bytes
 from qlab.budget import training_bill
 from qlab.config import COURSE_MODEL, GPT2_XL, ModelConfig, count_parameters, llama
-from qlab.measure import PeakBytes, provenance, saved_bytes
+from qlab.measure import PeakBytes, saved_bytes
 from qlab.memory import FP32_ADAM, GB, Recipe
 from qlab.model import Decoder, run_checkpointed, run_plainly
 from qlab.scoring import bits_per_token
 
 SEED = 0
-RECORDING = Path(__file__).parents[1] / "lessons" / "recorded" / "02_memory.json"
+COMMAND = "python benchmarks/memory_predictions.py --record"
 ACTIVATIONS_TARGET, PEAK_TARGET = 0.05, 0.10
 FEWEST_RECORDED = 12
 SHARE_OF_MEMORY = 0.9  # the rest is for blocks that the allocator keeps and cannot use
@@ -168,19 +166,6 @@ def summarize(what: str, found: list[Comparison], *, target: float) -> None:
     )
 
 
-def record(found: list[Comparison]) -> None:
-    """Keep the comparisons of a GPU with where they come from."""
-    RECORDING.parent.mkdir(exist_ok=True)
-    content = {
-        "provenance": asdict(provenance(seed=SEED, device="cuda")),
-        "command": "python benchmarks/memory_predictions.py --record",
-        "target": PEAK_TARGET,
-        "results": [asdict(one) for one in found],
-    }
-    RECORDING.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"recorded in {RECORDING}")
-
-
 def main() -> None:
     """Compare on the CPU what autograd saves, and on the best device the peak of a step."""
     options = arguments(__doc__, record=True)
@@ -201,7 +186,7 @@ def main() -> None:
     if options.record and len(peaks) < FEWEST_RECORDED:
         sys.exit(f"nothing recorded: {len(peaks)} configurations fit, at least {FEWEST_RECORDED} are needed")
     if options.record:
-        record(peaks)
+        keep_recording("02_memory", "gpu", peaks, command=COMMAND, seed=SEED, device="cuda", target=PEAK_TARGET)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make the environment in `.venv` and run one target: `python3 -m qlab.bootstrap lab|test|check|test-gpu|bench`.
+"""Make `.venv` and run one target: `python3 -m qlab.bootstrap lab|test|check|test-gpu|test-extra|bench`.
 
 Only the standard library and the syntax of Python 3.6, so that an old Python gets a sentence instead of a traceback.
 """
@@ -22,9 +22,11 @@ OLDEST_PYTHON = (3, 11)
 ROOM_BYTES = 4 * 10**9  # the CPU environment with tests takes 1.8 GB, and pip unpacks beside it
 STAMP = "qlab-stamp.json"
 PIP_ERRORS = "qlab-pip-errors.txt"
-TARGETS = ("lab", "test", "check", "test-gpu", "bench")
+TARGETS = ("lab", "test", "check", "test-gpu", "test-extra", "bench")
+ALWAYS = {"onnx"}  # lesson 04 runs ONNX Runtime; asked for by every target, so that one environment serves all
 FAST = "not slow and not browser and not grading"
-PYTEST = {"test": ("-n", "2", "--dist", "loadgroup"), "check": ("-m", FAST), "test-gpu": ("-m", "gpu")}
+PYTEST = {"test": ("-n", "2", "--dist", "loadgroup"), "check": ("-m", FAST)}
+PYTEST.update({"test-" + marker: ("-m", marker) for marker in ("gpu", "extra")})
 PYTHON_IN_VENV = "Scripts/python.exe" if os.name == "nt" else "bin/python"
 NETWORK_SIGNS = ("Retrying", "NewConnectionError", "NameResolution", "Max retries", "timed out", "ProxyError")
 say = functools.partial(print, flush=True)  # at once, so that a line stands before the next program's output
@@ -233,8 +235,8 @@ def start(target: str, arguments: "list[str]", root: Path) -> int:
         raise Stop(later if target == "fuzz" else f"unknown target {target!r}: use one of {', '.join(TARGETS)}")
     check_python(sys.version_info, target)
     port = port_from(arguments) if target == "lab" else 0
-    extras = set(os.environ.get("EXTRAS", "").replace(",", " ").split())
-    prepare(root, extras if target == "lab" else extras | {"test"})
+    extras = ALWAYS | set(os.environ.get("EXTRAS", "").replace(",", " ").split())
+    prepare(root, extras | {"lab": set(), "test-extra": {"test", "litert"}}.get(target, {"test"}))
     python = str(root / ".venv" / PYTHON_IN_VENV)
     if target == "lab":
         return hand_over([python, "-m", "qlab", "lab", "--port", str(port)], root)

@@ -7,12 +7,16 @@ from pathlib import Path
 
 from IPython.display import Markdown
 from matplotlib.axes import Axes
+from torch import nn
 
 from qlab import course
 from qlab.checks import progress
+from qlab.corpus import load_corpus
 from qlab.page import table
 from qlab.plots import axes, legend
+from qlab.scoring import held_out_bits
 
+WINDOWS, SEQUENCE = 16, 512
 MARKERS = "os^Dv<>Ph*"
 
 
@@ -30,6 +34,12 @@ class LedgerEntry:
     step_ms: float | None
     joules: float | None
     bits_per_byte: float | None
+
+
+def held_out_quality(model: nn.Module) -> float:
+    """Score a model in bits per byte on the 16 windows of held-out text that every entry of the ledger is scored on."""
+    text = load_corpus().validation[: WINDOWS * SEQUENCE + 1]
+    return held_out_bits(model, text, sequence=SEQUENCE).mean().item()
 
 
 def show_ledger(topic: str, entries: Sequence[LedgerEntry]) -> Markdown:

@@ -1,4 +1,4 @@
-"""Packing: two 4-bit codes in the byte that holds them."""
+"""Packing: codes of 2 to 8 bits without a bit between them."""
 
 import torch
 from jaxtyping import Int8, UInt8
@@ -27,3 +27,43 @@ def unpack_int4(packed: UInt8[Tensor, " bytes"], *, count: int) -> Int8[Tensor, 
         raise ValueError(f"count must be {2 * packed.numel() - 1} or {2 * packed.numel()}, got {count}")
     nibbles = torch.stack([packed >> 4, packed & 0xF], dim=1).reshape(-1)[:count]
     return ((nibbles ^ 8).to(torch.int8)) - 8  # moves 8..15, the codes with the sign bit, to -8..-1
+
+
+def pack_codes(codes: UInt8[Tensor, " n"], *, bits: int) -> UInt8[Tensor, " bytes"]:
+    """Pack unsigned codes of `bits` bits, eight of them into `bits` bytes, the first in the lowest bits.
+
+    Shapes:  `codes` is (n,); the result is (bits * ceil(n / 8),), filled up with zero codes.
+    Errors:  ValueError if `bits` is not 1 to 8 or a code needs more bits.
+    """
+    count = packed_bytes(codes.numel(), bits=bits) // bits
+    if codes.numel() and int(codes.max()) >= 2**bits:
+        raise ValueError(f"codes of {bits} bits must be below {2**bits}, got {codes.max()}")
+    eights = torch.nn.functional.pad(codes, (0, -codes.numel() % 8)).view(count, 8)
+    words = eights[:, 0].long()
+    for place in range(1, 8):
+        words |= eights[:, place].long() << bits * place
+    return words.view(torch.uint8).view(count, 8)[:, :bits].reshape(-1)
+
+
+def unpack_codes(packed: UInt8[Tensor, " bytes"], *, bits: int, count: int) -> UInt8[Tensor, " n"]:
+    """Return the first `count` codes that `pack_codes` packed.
+
+    Errors:  ValueError if `count` does not fit the bytes.
+    """
+    if packed.numel() != packed_bytes(count, bits=bits):
+        raise ValueError(
+            f"{count} codes of {bits} bits take {packed_bytes(count, bits=bits)} bytes, got {packed.numel()}"
+        )
+    words = torch.nn.functional.pad(packed.view(-1, bits), (0, 8 - bits)).view(torch.int64)
+    places = bits * torch.arange(8, device=packed.device)
+    return (words >> places & 2**bits - 1).to(torch.uint8).view(-1)[:count]
+
+
+def packed_bytes(count: int, *, bits: int) -> int:
+    """Return the bytes that `count` codes take: `bits` bytes for each eight begun.
+
+    Errors:  ValueError if `bits` is not 1 to 8.
+    """
+    if not 1 <= bits <= 8:
+        raise ValueError(f"bits must be 1 to 8, got {bits}")
+    return bits * -(-count // 8)

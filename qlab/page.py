@@ -1,5 +1,6 @@
 """What a page is furnished with: predictions, shown sources, tables, try-outs, and recordings."""
 
+import importlib.util
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -109,21 +110,34 @@ def attempt() -> Iterator[None]:
         )
 
 
-def recorded(stem: str) -> dict[str, Any] | None:
-    """Return the recorded run of a topic, or None if there is none yet."""
+def missing(*modules: str) -> list[str]:
+    """Return which of `modules` are not installed; none of them is imported."""
+    return [module for module in modules if importlib.util.find_spec(module) is None]
+
+
+def how_to_get(extra: str, absent: Sequence[str]) -> Markdown:
+    """Say which packages a cell needs and has not, and the command that brings them."""
+    return Markdown(
+        f"**Not run here**: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} not installed. "
+        f'`pip install -c constraints.txt -e ".[{extra}]"` in the course\'s folder brings what this cell needs.'
+    )
+
+
+def recorded(stem: str, part: str = "gpu") -> dict[str, Any] | None:
+    """Return one part of a topic's recorded runs, or None if it is not recorded yet."""
     path = course.root() / "lessons" / "recorded" / f"{stem}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8")).get(part) if path.exists() else None
 
 
-def provenance_line(recording: dict[str, Any] | None, *, command: str) -> Markdown:
+def provenance_line(recording: dict[str, Any] | None, *, command: str, needs: str = "a CUDA GPU") -> Markdown:
     """Say where a recorded figure comes from, or that there is none and which command makes one."""
     if recording is None:
-        return Markdown(
-            f"**Not recorded yet.** On a machine with a CUDA GPU, `{command}` runs this and keeps the result."
-        )
+        return Markdown(f"**Not recorded yet.** On a machine with {needs}, `{command}` runs this and keeps the result.")
     source = recording["provenance"]
+    on_gpu = source["driver"] != "none"
+    device = f"{source['device']}, driver {source['driver']}" if on_gpu else source["processor"]
     return Markdown(
-        f"**Recorded, not measured here**: {source['device']}, driver {source['driver']}, torch {source['torch']}, "
+        f"**Recorded, not measured here**: {device}, torch {source['torch']}, "
         f"seed {source['seed']}, {source['date']}, by `{command}`."
     )
 

@@ -17,7 +17,11 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "extra" not in config.getoption("markexpr"):  # a run of its own, where its extras are installed
+        apart = [item for item in items if item.get_closest_marker("extra")]
+        items[:] = [item for item in items if item not in apart]
+        config.hook.pytest_deselected(items=apart)
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="no CUDA GPU on this machine")
         for item in items:

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import tomllib
 from collections import namedtuple
 from pathlib import Path
 
@@ -22,6 +23,7 @@ dependencies = ["torch"]
 [project.optional-dependencies]
 test = ["pytest"]
 triton = ["triton"]
+onnx = ["onnx"]
 """
 DiskUsage = namedtuple("DiskUsage", "total used free")
 
@@ -110,8 +112,13 @@ def test_extras_add_up(checkout: Path):
     assert prepared(checkout, {"triton"}).commands[-1][-1] == ".[test,triton]"
 
 
+def test_what_every_target_asks_for_is_an_extra_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert set(project["optional-dependencies"]) >= bootstrap.ALWAYS
+
+
 def test_an_unknown_extra_is_named(checkout: Path):
-    with pytest.raises(bootstrap.Stop, match="EXTRAS may name test, triton, got: tritn"):
+    with pytest.raises(bootstrap.Stop, match="EXTRAS may name onnx, test, triton, got: tritn"):
         prepared(checkout, {"tritn"})
 
 
@@ -221,6 +228,7 @@ def test_a_bad_port_is_named(arguments: list[str]):
         ("test", ["-k", "formats"], ["-m", "pytest", "-n", "2", "--dist", "loadgroup", "-k", "formats"]),
         ("check", [], ["-m", "pytest", "-m", "not slow and not browser and not grading"]),
         ("test-gpu", [], ["-m", "pytest", "-m", "gpu"]),
+        ("test-extra", [], ["-m", "pytest", "-m", "extra"]),
     ],
 )
 def test_a_target_hands_over_to_the_environment(
@@ -232,7 +240,8 @@ def test_a_target_hands_over_to_the_environment(
     monkeypatch.setattr(bootstrap, "prepare", lambda root, extras: asked.append(extras))
     monkeypatch.setattr(bootstrap, "hand_over", lambda command, root: asked.append(command) or 0)
     assert bootstrap.start(target, arguments, checkout) == 0
-    assert asked[0] == ({"triton"} if target == "lab" else {"test", "triton"})
+    for_target = {"lab": set(), "test-extra": {"litert", "test"}}.get(target, {"test"})
+    assert asked[0] == {"onnx", "triton"} | for_target
     assert asked[1] == [str(checkout / ".venv" / bootstrap.PYTHON_IN_VENV), *command]
 
 

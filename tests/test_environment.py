@@ -51,7 +51,7 @@ def test_conda_gets_the_same_names_and_pins():
     assert set(conda) == {canonicalize_name(required.name) for required in REQUIRED}
     assert conda == {name: CONSTRAINTS[name] for name in conda}
     assert CONDA_PIP[0] == "-c constraints.txt"
-    assert CONDA_PIP[-1] == "-e ."
+    assert CONDA_PIP[-1] == "-e .[onnx]"  # as `make lab` asks for
     assert CONDA["name"] == "qlab"
 
 

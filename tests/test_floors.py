@@ -12,10 +12,10 @@ import qlab
 PACKAGE = Path(qlab.__file__).parent
 FLOORS = {
     0: {"bootstrap", "config", "corpus", "course", "energy", "formats", "measure", "packing", "summation"},
-    1: {"activations", "allocator", "matmul", "memory", "microscaling", "model"},
-    2: {"budget", "scoring"},
+    1: {"activations", "allocator", "matmul", "memory", "microscaling", "model", "quantize"},
+    2: {"budget", "codebooks", "scoring"},
     3: {"bill", "train_course_model"},
-    4: {"plots", "checks"},
+    4: {"checks", "deploy", "plots"},
     5: {"doctor", "labs", "page", "widgets"},
     6: {"cli", "ledger"},
     7: {"__main__"},

@@ -17,6 +17,8 @@ from qlab.labs.execute import execute
 REPOSITORY = Path(__file__).parents[1]
 LESSONS = sorted((REPOSITORY / "lessons").glob("*.ipynb"))
 TOPIC_LESSONS = [path for path in LESSONS if not path.stem.startswith("00")]
+NEEDS = {"04_litert": ("ai_edge_litert", "ai_edge_quantizer")}  # what each optional page imports where it is installed
+OPTIONAL_PAGES = sorted((REPOSITORY / "lessons" / "extra").glob("*.ipynb"))
 SOLUTIONS = sorted((REPOSITORY / "solutions").glob("*/*.ipynb"))
 LABS = sorted((REPOSITORY / "labs").glob("*/*.ipynb"))
 SECONDS = 90  # 45 on one core of its own; two pages run side by side in the tests
@@ -28,7 +30,8 @@ warnings.filterwarnings("ignore", category=PendingDeprecationWarning, module="ip
 """
 
 by_stem = {"ids": lambda path: path.stem}
-every_page = pytest.mark.parametrize("path", LESSONS + SOLUTIONS + LABS, ids=lambda p: f"{p.parts[-2]}/{p.stem}")
+EVERY_PAGE = LESSONS + OPTIONAL_PAGES + SOLUTIONS + LABS
+every_page = pytest.mark.parametrize("path", EVERY_PAGE, ids=lambda p: f"{p.parts[-2]}/{p.stem}")
 
 
 def code_of(notebook) -> list[str]:
@@ -68,6 +71,31 @@ def test_a_lesson_keeps_to_its_size(path):
         if cell.cell_type == "markdown" and cell.id != "sources":
             assert len(cell.source.split()) <= 120, f"{cell.id} has {len(cell.source.split())} words"
     assert set(notebook.metadata["qlab"]) == {"title", "promise", "minutes", "hardware"}
+
+
+@pytest.mark.parametrize("path", OPTIONAL_PAGES, **by_stem)
+def test_an_optional_page_is_short(path):
+    notebook = notebooks.read(path)
+    assert len(notebook.cells) <= 24
+    assert max(len(source.strip().splitlines()) for source in code_of(notebook)) <= 25
+    assert max(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown") <= 120
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", OPTIONAL_PAGES, **by_stem)
+def test_an_optional_page_says_how_to_get_what_is_missing_and_runs_to_its_end(path):
+    notebook = notebooks.read(path)
+    missing = f"import sys\nsys.modules.update(dict.fromkeys({NEEDS[path.stem]}))"  # also where it is installed
+    execute(notebook, path.parent, before=[WARNINGS_ARE_ERRORS, missing])
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.get("outputs")}
+    assert not [output for found in outputs.values() for output in found if output.output_type == "error"]
+    assert not [output for found in outputs.values() for output in found if output.get("name") == "stderr"]
+    (how,) = {output.text for output in outputs["runtime"]}
+    assert how.count("\n") == 1 and "make lab EXTRAS=" in how and "pip install -c constraints.txt -e" in how
+    asking = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.endswith("print(HOW)")]
+    assert len(asking) > 1 and asking[-1] is notebook.cells[-2]
+    for cell in asking:
+        assert [output.text for output in cell.outputs] == [how], f"{cell.id} shows more than how to get it"
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, **by_stem)

@@ -98,9 +98,13 @@ def test_a_recording_comes_with_its_provenance_or_says_that_there_is_none(course
     assert recorded("01_data_types") is None
     assert "Not recorded yet" in provenance_line(None, command="make bench").data
     source = {"device": "GPU X", "driver": "1.2", "torch": "2.13.0", "seed": 0, "date": "2026-11-22"}
-    (course / "lessons" / "recorded" / "01_data_types.json").write_text(json.dumps({"provenance": source}))
+    parts = {"gpu": {"provenance": source}, "damage": {"provenance": source | {"driver": "none", "processor": "CPU Y"}}}
+    (course / "lessons" / "recorded" / "01_data_types.json").write_text(json.dumps(parts))
     line = provenance_line(recorded("01_data_types"), command="make bench").data
     assert all(str(value) in line for value in source.values())
+    line = provenance_line(recorded("01_data_types", "damage"), command="make bench").data
+    assert "CPU Y" in line and "driver" not in line and "GPU" not in line
+    assert recorded("01_data_types", "speed") is None
 
 
 def test_shown_source_is_the_source(shown):

@@ -1,16 +1,29 @@
-"""Figures: numbers in, matplotlib axes (`figures`) or SVG text (`drawings`, `bills`) out."""
+"""Figures: numbers in, matplotlib axes (`figures`) or SVG text (`drawings`, `bills`, `grids`, `clips`) out."""
 
 from qlab.plots.bills import bill_svg
+from qlab.plots.clip_curves import ClipCurves, clip_curves
+from qlab.plots.clips import clip_svg
+from qlab.plots.damage import damage_by_bits
 from qlab.plots.drawings import bits_svg, octaves_svg
 from qlab.plots.figures import FORMAT_COLORS, axes, density_per_octave, error_by_magnitude, legend, lines
+from qlab.plots.grid_views import GridChoice, GridView, TileCodes
+from qlab.plots.grids import grid_svg
 
 __all__ = [
     "FORMAT_COLORS",
+    "ClipCurves",
+    "GridChoice",
+    "GridView",
+    "TileCodes",
     "axes",
     "bill_svg",
     "bits_svg",
+    "clip_curves",
+    "clip_svg",
+    "damage_by_bits",
     "density_per_octave",
     "error_by_magnitude",
+    "grid_svg",
     "legend",
     "lines",
     "octaves_svg",

@@ -2,5 +2,6 @@
 
 from qlab.widgets.bills import BillExplorer
 from qlab.widgets.number_formats import BitExplorer, FormatDesigner
+from qlab.widgets.quantization import ClipExplorer, GridExplorer
 
-__all__ = ["BillExplorer", "BitExplorer", "FormatDesigner"]
+__all__ = ["BillExplorer", "BitExplorer", "ClipExplorer", "FormatDesigner", "GridExplorer"]

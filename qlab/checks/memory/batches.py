@@ -38,7 +38,8 @@ class Case:
 def check_largest_batch(largest_batch: LearnerFunction, draw: torch.Generator) -> None:
     """Check `largest_batch(budget, lasting, gradients, sequence, layer)`."""
     with part("all activations together decide"):
-        _compare(largest_batch, [_case(draw, gradients=0.2) for _ in range(6)])
+        many = _case(draw, gradients=0.2, batches=drawn(300, 400, draw))
+        _compare(largest_batch, [many, *(_case(draw, gradients=0.2) for _ in range(6))])
     with part("all gradients and one layer decide"):
         _compare(largest_batch, [_case(draw, gradients=0.9) for _ in range(6)])
     with part("a batch that fills the budget to the byte fits, one byte less does not"):
@@ -51,11 +52,14 @@ def check_largest_batch(largest_batch: LearnerFunction, draw: torch.Generator) -
         _compare(largest_batch, [_with_budget(case, bytes_given) for bytes_given in short])
 
 
-def _case(draw: torch.Generator, *, gradients: float) -> Case:
-    """Draw sizes of which the gradients take the share `gradients` of what the states leave free."""
+def _case(draw: torch.Generator, *, gradients: float, batches: int = 0) -> Case:
+    """Draw sizes of which the gradients take the share `gradients` of what the states leave free.
+
+    About `batches` sequences fit beside the states, 12 to 60 if it is 0.
+    """
     room = drawn(8_000, 60_000, draw) * MIB + drawn(0, MIB, draw)
     lasting = drawn(2_000, 30_000, draw) * MIB
-    sequence = room // drawn(12, 60, draw) - drawn(1, 9_999, draw)
+    sequence = room // (batches or drawn(12, 60, draw)) - drawn(1, 9_999, draw)
     return Case(lasting + room, lasting, round(gradients * room), sequence, sequence // drawn(4, 6, draw))
 
 
@@ -87,6 +91,9 @@ def _slips(case: Case) -> Iterator[tuple[str, str, float]]:
     below_layer = room - case.gradients
     by_all, by_layer = room // case.sequence, below_layer // case.layer
     yield "negative-batch", "Where nothing fits, the answer is 0.", min(by_all, by_layer)
+    yield "negative-batch", "Where nothing fits, the answer is 0.", right or -1
+    cut = "`int` cuts toward zero, and a negative number of batches stays negative: where nothing fits, return 0."
+    yield "negative-batch", cut, int(min(room / case.sequence, below_layer / case.layer))
     yield "at-least-one", "Where not even batch 1 fits, the answer is 0.", max(right, 1)
     together = "Gradients and all activations are never alive together: the peak is the larger moment, not the sum."
     yield "adds-what-never-meets", together, below_layer // case.sequence

@@ -46,7 +46,7 @@ def require_numbers(
 
     def suspects_nearby() -> Iterable[Suspect]:
         for suspect in suspects():
-            fits = (suspect.values - given).abs() <= close * given.abs()
+            fits = given.isfinite() & ((suspect.values - given).abs() <= close * given.abs())
             yield Suspect(suspect.misconception, suspect.thought, torch.where(fits, got, suspect.values))
 
     require_values(got, want, given=lambda i: f"`{calls[i]}`", suspects=suspects_nearby)

@@ -51,7 +51,8 @@ def check_first_fit(first_fit: LearnerFunction, place: LearnerFunction, draw: to
         _compare(first_fit, [_without_room(draw) for _ in range(6)] + [Case([(9, 64)], 64, 10)])
     with part("place: every block lies inside the heap and over no other"):
         for long_lived in (True, False):
-            for case in [_with_room(draw) for _ in range(6)] + [_without_room(draw), Case([], 64, 64)]:
+            tight = [_with_room(draw, share=1.0) for _ in range(6)]
+            for case in [*tight, *(_with_room(draw) for _ in range(6)), _without_room(draw), Case([], 64, 64)]:
                 _require_legal(place, case, long_lived)
     with part("place: a trace that first fit cannot finish comes to its end"):
         for _ in range(3):
@@ -59,21 +60,21 @@ def check_first_fit(first_fit: LearnerFunction, place: LearnerFunction, draw: to
 
 
 def _broken_heap(draw: torch.Generator) -> tuple[Blocks, int]:
-    """Draw blocks with holes of different sizes between them, in no order."""
+    """Draw blocks with holes of different sizes between them, in no order; the last two touch."""
     blocks, at = [], 0
-    for _ in range(drawn(4, 7, draw)):
-        start = at + drawn(1, 30, draw)
+    for left in reversed(range(drawn(5, 8, draw))):
+        start = at + (drawn(1, 30, draw) if left else 0)
         at = start + drawn(3, 20, draw)
         blocks.append((start, at))
     order = torch.randperm(len(blocks), generator=draw).tolist()
     return [blocks[i] for i in order], at + drawn(1, 30, draw)
 
 
-def _with_room(draw: torch.Generator) -> Case:
-    """Draw a request that fits into some hole; one time in two exactly."""
+def _with_room(draw: torch.Generator, *, share: float = 0.5) -> Case:
+    """Draw a request that fits into some hole, one time in two exactly; at least `share` of the holes are no larger."""
     blocks, capacity = _broken_heap(draw)
     sizes = sorted(size for _, size in Case(blocks, capacity, 1).holes)
-    size = sizes[drawn(len(sizes) // 2, len(sizes) - 1, draw)]
+    size = sizes[drawn(min(int(share * len(sizes)), len(sizes) - 1), len(sizes) - 1, draw)]
     return Case(blocks, capacity, max(1, size - drawn(0, 1, draw)))
 
 
@@ -190,6 +191,10 @@ def _end_of_last(case: Case) -> int:
     return at if case.capacity - at >= case.size else NOWHERE
 
 
+def _at_the_end_of_the_hole(case: Case) -> int:
+    return sum(case.fitting[0]) - case.size if case.fitting else NOWHERE
+
+
 def _no_tail(case: Case) -> int:
     return _first(case, lambda hole: hole[1] >= case.size and sum(hole) < case.capacity)
 
@@ -223,5 +228,16 @@ SLIPS: tuple[tuple[str, str, Callable[[Case], int]], ...] = (
     ),
     ("relies-on-the-order", "The blocks come in any order: sort them first.", _unsorted),
     ("only-at-the-end", "Holes between the blocks count too.", _end_of_last),
+    (
+        "takes-the-last-hole-untested",
+        "The hole below the capacity must hold the request too.",
+        lambda case: case.fitting[0][0] if case.fitting else max((end for _, end in case.blocks), default=0),
+    ),
+    ("returns-the-end-of-the-hole", "First fit begins where the hole begins.", _at_the_end_of_the_hole),
+    (
+        "refuses-an-empty-heap",
+        "A heap without blocks is one hole, from 0 to the capacity.",
+        lambda case: case.fitting[0][0] if case.fitting and case.blocks else NOWHERE,
+    ),
     ("forgets-the-last-hole", "Between the last block and the capacity is a hole as well.", _no_tail),
 )

@@ -24,15 +24,28 @@ class SquareOfFirstHalf(nn.Module):
         return x[:, : x.shape[1] // 2].square()
 
 
+class ProductOfHalves(nn.Module):
+    """Multiply the halves of the channels: autograd keeps two views, at two addresses of one storage."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the products."""
+        half = x.shape[1] // 2
+        return x[:, :half] * x[:, half:]
+
+
 @dataclass(frozen=True)
 class Saved:
-    """One tensor that autograd packed: which storage it lies in, and the sizes one might take for its own."""
+    """One tensor that autograd packed: which storage it lies in, and what one might take for its own."""
 
     storage: int
     storage_bytes: int
     own_bytes: int
     values: int
+    address: int
+    shape: tuple[int, ...]
+    is_view: bool
     of_parameter: bool
+    shaped_like_a_parameter: bool
     of_input: bool
 
 
@@ -40,17 +53,19 @@ class Saved:
 def check_count_saved_bytes(count_saved_bytes: LearnerFunction, draw: torch.Generator) -> None:
     """Check `count_saved_bytes(module, x)` on modules that save weights, shared storages, views and other types."""
     with part("what the layers keep, and not their weights"):
-        _compare(count_saved_bytes, [_feed_forward(draw) for _ in range(2)])
+        _compare(count_saved_bytes, [_feed_forward(draw, square=square) for square in (False, True)])
     with part("a storage that two operations keep counts once"):
         _compare(count_saved_bytes, [_relu_chain(draw) for _ in range(2)])
     with part("a view keeps the whole of its storage"):
-        _compare(count_saved_bytes, [_view_of_half(draw) for _ in range(2)])
+        _compare(count_saved_bytes, [_view_of_half(draw), _two_views(draw)])
     with part("values of 8 bytes and of 2"):
         _compare(count_saved_bytes, [_in_type(dtype, draw) for dtype in (torch.float64, torch.bfloat16)])
 
 
-def _feed_forward(draw: torch.Generator) -> Drawn:
-    rows, width, inner = drawn(3, 9, draw), drawn(4, 12, draw), drawn(13, 30, draw)
+def _feed_forward(draw: torch.Generator, *, square: bool = False) -> Drawn:
+    """Draw a feed-forward; with `square`, as many rows as inner channels, so that `x` is shaped like the weight."""
+    rows, width, inner = drawn(3, 9, draw), drawn(10, 12, draw), drawn(13, 30, draw)
+    rows = inner if square else rows
     module = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
     return f"Linear({width}, {inner}), GELU, Linear({inner}, {width})", module, torch.randn(rows, width, generator=draw)
 
@@ -67,6 +82,15 @@ def _view_of_half(draw: torch.Generator) -> Drawn:
     rows, width, inner = drawn(3, 9, draw), drawn(4, 9, draw), 2 * drawn(5, 15, draw)
     module = nn.Sequential(nn.Linear(width, inner), SquareOfFirstHalf())
     return f"Linear({width}, {inner}), square of the first half", module, torch.randn(rows, width, generator=draw)
+
+
+def _two_views(draw: torch.Generator) -> Drawn:
+    told, module, x = _view_of_half(draw)
+    return (
+        told.replace("square of the first half", "product of the halves"),
+        nn.Sequential(module[0], ProductOfHalves()),
+        x,
+    )
 
 
 def _in_type(dtype: torch.dtype, draw: torch.Generator) -> Drawn:
@@ -100,12 +124,26 @@ def _suspects(modules: list[Drawn]) -> Iterator[Suspect]:
 
 def _saved(module: nn.Module, x: Tensor) -> list[Saved]:
     found, own = [], {p.untyped_storage().data_ptr() for p in module.parameters()}
+    shapes = {shape for p in module.parameters() for shape in (tuple(p.shape), tuple(p.shape[::-1]))}
     given = x.untyped_storage().data_ptr()
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage, shape = tensor.untyped_storage(), tuple(tensor.shape)
         at = storage.data_ptr()
-        found.append(Saved(at, storage.nbytes(), tensor.nbytes, tensor.numel(), at in own, at == given))
+        found.append(
+            Saved(
+                storage=at,
+                storage_bytes=storage.nbytes(),
+                own_bytes=tensor.nbytes,
+                values=tensor.numel(),
+                address=tensor.data_ptr(),
+                shape=shape,
+                is_view=tensor._is_view(),
+                of_parameter=at in own,
+                shaped_like_a_parameter=shape in shapes,
+                of_input=at == given,
+            )
+        )
         return tensor.detach()  # an output that is packed as itself is never freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -130,17 +168,41 @@ def _activations(saved: list[Saved]) -> list[Saved]:
     return [s for s in saved if not s.of_parameter]
 
 
-TWICE = "Two operations can keep the same storage: remember which storages you have counted."
+def _largest_view(saved: list[Saved]) -> int:
+    sizes: dict[int, int] = {}
+    for s in _activations(saved):
+        sizes[s.storage] = max(sizes.get(s.storage, 0), s.own_bytes)
+    return sum(sizes.values())
+
+
+TWICE = "Two operations, or two views, can keep the same storage: remember which storages you have counted."
 VIEW = "A view keeps all of its storage alive, however little of it it shows: ask `untyped_storage().nbytes()`."
 WEIGHTS = "A Linear keeps its weight, transposed: leave out what shares a storage with a parameter."
 SLIPS: tuple[tuple[str, str, Callable[[list[Saved]], int]], ...] = (
     ("counts-weights", WEIGHTS, _once),
     ("counts-the-view", VIEW, lambda saved: sum({s.storage: s.own_bytes for s in _activations(saved)}.values())),
+    ("counts-the-view", VIEW, lambda saved: sum({s.address: s.own_bytes for s in _activations(saved)}.values())),
+    ("counts-the-view", VIEW, _largest_view),
     ("counts-weights", WEIGHTS, lambda saved: sum({s.storage: s.own_bytes for s in saved}.values())),
     ("counts-a-storage-twice", TWICE, lambda saved: sum(s.storage_bytes for s in _activations(saved))),
     ("counts-a-storage-twice", TWICE, lambda saved: sum(s.own_bytes for s in _activations(saved))),
     ("counts-weights", f"{WEIGHTS} Then: {TWICE}", lambda saved: sum(s.own_bytes for s in saved)),
     ("counts-weights", f"{WEIGHTS} Then: {TWICE}", lambda saved: sum(s.storage_bytes for s in saved)),
+    (
+        "tells-tensors-by-shape",
+        "Two tensors of one shape can lie in two storages: both count.",
+        lambda saved: sum({s.shape: s.storage_bytes for s in _activations(saved)}.values()),
+    ),
+    (
+        "tells-tensors-by-shape",
+        "A tensor may have the shape of a weight and be none: compare storages.",
+        lambda saved: _once([s for s in saved if not s.shaped_like_a_parameter]),
+    ),
+    (
+        "leaves-out-views",
+        "A view of an activation counts: leave out only what shares a storage with a parameter.",
+        lambda saved: _once([s for s in _activations(saved) if not s.is_view]),
+    ),
     (
         "assumes-four-bytes",
         "A value takes 4 bytes only in FP32.",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, permutations
 
 import torch
 
@@ -17,12 +17,13 @@ from qlab.model import Decoder
 
 @dataclass(frozen=True)
 class Slip:
-    """A way to miscount: the right count of a changed shape, with some parts left out."""
+    """A way to miscount: the right count of a changed shape, with some parts left out and `more` added."""
 
     misconception: str
     thought: str
     change: Callable[[ModelConfig], ModelConfig] = lambda shape: shape
     without: tuple[str, ...] = ()
+    more: Callable[[ModelConfig], int] = lambda shape: 0
 
 
 LLAMA_LIKE = {"norm": "rmsnorm", "positions": "rotary", "gated": True, "biases": False}
@@ -36,10 +37,12 @@ def check_count_parameters(count_parameters: LearnerFunction, draw: torch.Genera
         _compare(count_parameters, [_shape(draw, **LLAMA_LIKE, tied_embeddings=False) for _ in range(3)])
     with part("a head that shares the embeddings counts once"):
         _compare(count_parameters, [_shape(draw, **LLAMA_LIKE, tied_embeddings=tied) for tied in (True, False, True)])
-    with part("biases, LayerNorm and learned positions, as in GPT-2"):
-        _compare(count_parameters, [_shape(draw, **GPT_LIKE, tied_embeddings=True) for _ in range(3)])
+    with part("as in GPT-2: biases, learned positions, LayerNorm (and once RMSNorm)"):
+        # an RMSNorm among them: the biases of attention are as many as the numbers of a layer's two LayerNorms
+        families = (GPT_LIKE, GPT_LIKE | {"norm": "rmsnorm"}, GPT_LIKE)
+        _compare(count_parameters, [_shape(draw, **family, tied_embeddings=True) for family in families])
     with part("fewer key and value heads, and any combination of the rest"):
-        _compare(count_parameters, [_any_shape(draw) for _ in range(6)])
+        _compare(count_parameters, _all_kinds(draw))
 
 
 def _shape(draw: torch.Generator, *, queries_per_key: int = 1, **family: object) -> ModelConfig:
@@ -59,16 +62,26 @@ def _shape(draw: torch.Generator, *, queries_per_key: int = 1, **family: object)
     )
 
 
-def _any_shape(draw: torch.Generator) -> ModelConfig:
-    flips = [bool(drawn(0, 1, draw)) for _ in range(5)]
+def _all_kinds(draw: torch.Generator) -> list[ModelConfig]:
+    """Draw six shapes in which any two of the five flags meet in all four combinations.
+
+    Source:  Kleitman and Spencer 1973, "Families of k-independent sets": triples out of five, and a row of zeros.
+    """
+    triples = list(combinations(range(1, 6), 3))
+    chosen = [triples[i] for i in torch.randperm(len(triples), generator=draw)[:5].tolist()]
+    turned = [bool(drawn(0, 1, draw)) for _ in chosen]
+    return [_any_shape(draw, [(row in c) != t for c, t in zip(chosen, turned, strict=True)]) for row in range(6)]
+
+
+def _any_shape(draw: torch.Generator, flags: Sequence[bool]) -> ModelConfig:
     return _shape(
         draw,
         queries_per_key=drawn(2, 3, draw),
-        norm="layernorm" if flips[0] else "rmsnorm",
-        positions="learned" if flips[1] else "rotary",
-        gated=flips[2],
-        biases=flips[3],
-        tied_embeddings=flips[4],
+        norm="layernorm" if flags[0] else "rmsnorm",
+        positions="learned" if flags[1] else "rotary",
+        gated=flags[2],
+        biases=flags[3],
+        tied_embeddings=flags[4],
     )
 
 
@@ -94,19 +107,41 @@ def _suspects(shapes: Sequence[ModelConfig]) -> Iterator[Suspect]:
         for slips in combinations(SLIPS, count):
             values = [_miscounted(shape, slips) for shape in shapes]
             yield Suspect(slips[0].misconception, slips[0].thought, doubles(values))
+    for flag, other in permutations(FLAGS, 2):
+        values = [config.count_parameters(_taking(shape, flag, other)) for shape in shapes]
+        thought = (
+            f"`{flag}` and `{other}` are told apart: a decoder may be like Llama in one and like GPT-2 in the other."
+        )
+        yield Suspect("one-flag-for-another", thought, doubles(values))
     thought = "12 · layers · width² is a rule of thumb for one family: count what this shape really has."
     for extra in (0, 1, 2):
         values = [12 * s.layers * s.width**2 + extra * s.vocabulary * s.width for s in shapes]
         yield Suspect("rule-of-thumb", thought, doubles(values))
 
 
+def _taking(shape: ModelConfig, flag: str, other: str) -> ModelConfig:
+    """Set `flag` as in the family that `other` is from."""
+    return replace(shape, **{flag: FLAGS[flag][FLAGS[other].index(getattr(shape, other))]})
+
+
 def _miscounted(shape: ModelConfig, slips: Sequence[Slip]) -> int:
     for slip in slips:
         shape = slip.change(shape)
     left_out = {name: 0 for slip in slips for name in slip.without}
-    return replace(config.parameter_parts(shape), **left_out).total
+    return replace(config.parameter_parts(shape), **left_out).total + sum(slip.more(shape) for slip in slips)
 
 
+def _norm(shape: ModelConfig) -> int:
+    return shape.width * (2 if shape.norm == "layernorm" else 1)
+
+
+FLAGS = {  # as in Llama, as in GPT-2
+    "norm": ("rmsnorm", "layernorm"),
+    "positions": ("rotary", "learned"),
+    "gated": (True, False),
+    "biases": (False, True),
+    "tied_embeddings": (False, True),
+}
 SLIPS = (
     Slip(
         "counts-tied-embeddings-twice",
@@ -151,6 +186,65 @@ SLIPS = (
         "ignores-the-gate",
         "A gated feed-forward has three matrices, not two: gate, up and down.",
         change=lambda shape: replace(shape, gated=False),
+    ),
+    Slip(
+        "one-norm-a-layer",
+        "A layer has two norms: one in front of attention, one in front of the feed-forward.",
+        more=lambda shape: -shape.layers * _norm(shape),
+    ),
+    Slip(
+        "counts-what-is-not-there",
+        "Without `gated` the feed-forward has two matrices, up and down.",
+        change=lambda shape: replace(shape, gated=True),
+    ),
+    Slip(
+        "counts-what-is-not-there",
+        "An RMSNorm has a weight per channel and no bias.",
+        change=lambda shape: replace(shape, norm="layernorm"),
+    ),
+    Slip(
+        "counts-what-is-not-there",
+        "Rotary positions are computed, not learned: they add no parameters.",
+        change=lambda shape: replace(shape, positions="learned"),
+    ),
+    Slip(
+        "counts-what-is-not-there",
+        "Without `biases` the matrices have none.",
+        change=lambda shape: replace(shape, biases=True),
+    ),
+    Slip(
+        "a-bias-for-the-head",
+        "The head has no bias, whatever `biases` says.",
+        more=lambda shape: shape.vocabulary * (shape.biases and not shape.tied_embeddings),
+    ),
+    Slip(
+        "forgets-some-biases",
+        "Query, key, value and output have biases too: width, kv_width, kv_width and width.",
+        more=lambda shape: -shape.layers * shape.biases * 2 * (shape.width + shape.kv_width),
+    ),
+    Slip(
+        "forgets-some-biases",
+        "The matrices of the feed-forward have biases too: ffn_width for up and for a gate, width for down.",
+        more=lambda shape: -shape.layers * shape.biases * ((1 + shape.gated) * shape.ffn_width + shape.width),
+    ),
+    Slip(
+        "forgets-some-biases",
+        "A gate is a matrix like `up`, and has a bias like it.",
+        more=lambda shape: -shape.layers * shape.biases * shape.gated * shape.ffn_width,
+    ),
+    Slip(
+        "biases-of-the-wrong-length",
+        "A bias is as long as its matrix's output: kv_width for key and value.",
+        more=lambda shape: shape.layers * shape.biases * 2 * (shape.width - shape.kv_width),
+    ),
+    Slip(
+        "biases-of-the-wrong-length",
+        "A bias is as long as its matrix's output, not as its input.",
+        more=lambda shape: (
+            shape.layers
+            * shape.biases
+            * (2 * (shape.width - shape.kv_width) + shape.gated * (shape.width - shape.ffn_width))
+        ),
     ),
     Slip("one-layer-only", "All layers have parameters of their own.", change=lambda shape: replace(shape, layers=1)),
 )

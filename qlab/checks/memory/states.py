@@ -79,7 +79,10 @@ def _slips(case: Case) -> Iterator[tuple[str, str, float]]:
     """List what each slip gives for one case; a slip that does not apply gives the right total."""
     states, total = case.states, case.states.total
     eight_bit, of_adapters = case.recipe == "adam-8bit", 16 * case.adapters
-    yield "forgets-the-master-copy", "16-bit weights are updated in an FP32 copy: 4 more bytes.", total - states.master
+    master = "16-bit weights are updated in an FP32 copy: 4 more bytes."
+    if case.recipe == "mixed-adam":  # without the copy, with one state, or with two of 16 bits: 12 bytes each time
+        master = "4 bytes are missing: is the FP32 master copy there, and are Adam's two states in FP32, 4 bytes each?"
+    yield "forgets-the-master-copy", master, total - states.master
     both = "Each trained parameter has a weight and a gradient, and both count."
     for missing in (states.gradients, states.weights, of_adapters / 4):
         yield "forgets-weights-or-gradients", both, total - missing
@@ -94,6 +97,7 @@ def _slips(case: Case) -> Iterator[tuple[str, str, float]]:
         "SGD with momentum keeps one number for each parameter, the momentum.",
         total + (not case.adam) * states.optimizer,
     )
+    yield "forgets-the-momentum", "SGD keeps the momentum.", total - (not case.adam) * states.optimizer
     constants = eight_bit * case.parameters * 4 / 256
     no_constants = "256 codes share an FP32 constant, in each of the two states."
     yield "forgets-absmax", no_constants, total - 2 * constants
@@ -111,7 +115,7 @@ def _frozen_slips(case: Case) -> Iterator[tuple[str, str, float]]:
     training = case.states.gradients + case.states.optimizer
     of_adapters = 16 * case.adapters * case.frozen
     four_bit = case.recipe == "qlora"
-    charged = "Frozen weights get no gradient and no optimizer state: only the adapters are charged for those."
+    charged = "A frozen weight costs its own 16 bits, or 4, and nothing else: gradients and states are the adapters'."
     for bytes_each in (2, 4, 8, 10, 12, 14):
         yield "charges-frozen-weights", charged, total + bytes_each * n
         yield "charges-frozen-weights", charged, total - training * case.frozen + bytes_each * n
@@ -136,6 +140,12 @@ NF4_SLIPS = (
     ("forgets-block-constants", "64 codes share a constant, which takes 8 bits, and those constants one in turn.", 4.0),
     ("constants-not-quantized", "Double quantization keeps each block's constant in 8 bits, not in 32.", 4.5),
     ("forgets-second-constants", "256 of the 8-bit constants share one in FP32.", 4.125),
+    (
+        "second-constants-for-weights",
+        "256 of the 8-bit constants share one in FP32: that is one for 64 · 256 weights.",
+        4 + 8 / 64 + 32 / 256,
+    ),
+    ("second-constants-for-weights", "Not each block has an FP32 constant: 256 of them share one.", 4 + 40 / 64),
     ("a-byte-for-four-bits", "Two 4-bit codes share a byte.", 8.0),
     ("a-byte-for-four-bits", "Two 4-bit codes share a byte.", NF4_BITS + 4),
     ("weights-in-16-bits", "QLoRA keeps the frozen weights in 4 bits.", 16.0),

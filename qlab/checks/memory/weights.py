@@ -1,5 +1,6 @@
 """Check of `weight_gib`: what weights take in any number of bits, with the constants of their blocks."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -91,6 +92,11 @@ SLIPS: tuple[tuple[str, str, Callable[[Case], float]], ...] = (
         "70 B weights take 260.77 GiB in FP32; in 16 bits they take half of that.",
         lambda case: case.gib(bits=32),
     ),
+    (
+        "the-next-wider-type",
+        "65 GiB are 70 B weights in 8 bits, 260 GiB in 32: take the bits that were asked for.",
+        lambda case: case.gib(bits=2 * case.bits),
+    ),
     ("constants-in-16-bits", CONSTANTS, lambda case: case.gib(constant_bits=16)),
     (
         "bits-and-bytes-mixed",
@@ -101,6 +107,11 @@ SLIPS: tuple[tuple[str, str, Callable[[Case], float]], ...] = (
         "ignores-double-quantization",
         "With `second_block_size` the constants take 8 bits each, not 32.",
         lambda case: case.gib(constant_bits=32),
+    ),
+    (
+        "ignores-double-quantization",
+        "Double quantization stores the constants of blocks in 8 bits; only those shared by a group are FP32.",
+        lambda case: case.gib(constant_bits=32 + (32 / case.second_block_size if case.second_block_size else 0)),
     ),
     ("forgets-second-constants", SECOND, lambda case: case.gib(constant_bits=8 if case.second_block_size else 32)),
     (
@@ -115,6 +126,9 @@ SLIPS: tuple[tuple[str, str, Callable[[Case], float]], ...] = (
     ),
     *(
         ("rounds-the-result", "Return the number as it comes: rounding is for the one who prints it.", rounded)
-        for rounded in (lambda case, places=places: round(case.gib(), places) for places in (0, 1, 2, 3))
+        for rounded in (
+            lambda case: math.floor(case.gib()),
+            *(lambda case, places=places: round(case.gib(), places) for places in (0, 1, 2, 3)),
+        )
     ),
 )

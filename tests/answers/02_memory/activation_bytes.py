@@ -13,10 +13,10 @@ from tests.answers.bank import Bank
 BANK = Bank("activation-bytes")
 
 
-def values(c, *, norm=3, attention=4, inside=4, readers=0):
+def values(c, *, norm=3, attention=4, inside=4, readers=0, last=3):  # noqa: PLR0913
     """Add up the values of one token, in the layers and around them."""
     layer = (2 * norm + attention + readers) * c.width + inside * c.ffn_width
-    return c.layers * layer + 3 * c.width + c.vocabulary
+    return c.layers * layer + last * c.width + c.vocabulary
 
 
 @BANK.right
@@ -135,9 +135,59 @@ def twelve_values_a_channel(config, batch, sequence):
     return 2 * rule_of_thumb_activation_bytes(config, batch=batch, sequence=sequence)
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("misses-tensors-of-a-layer")
 def norms_keep_only_their_input(config, batch, sequence):
     return 4 * batch * sequence * values(config, norm=1)
+
+
+@BANK.wrong("misses-tensors-of-a-layer")
+def no_output_of_attention(config, batch, sequence):
+    return 4 * batch * sequence * values(config, attention=3)
+
+
+@BANK.wrong("norms-keep-three")
+def every_norm_keeps_two(config, batch, sequence):
+    return 4 * batch * sequence * values(config, norm=2, last=2)
+
+
+@BANK.wrong("miscounts-the-last-norm")
+def no_last_norm(config, batch, sequence):
+    return 4 * batch * sequence * values(config, last=0)
+
+
+@BANK.wrong("miscounts-the-last-norm")
+def the_last_norm_keeps_two(config, batch, sequence):
+    return 4 * batch * sequence * values(config, last=2)
+
+
+@BANK.wrong("miscounts-the-last-norm")
+def the_last_norm_keeps_four(config, batch, sequence):
+    return 4 * batch * sequence * values(config, last=4)
+
+
+@BANK.wrong("miscounts-the-feed-forward")
+def no_silu(config, batch, sequence):
+    return 4 * batch * sequence * values(config, inside=3)
+
+
+@BANK.wrong("counts-scores")
+def scores_beside_everything_that_is_kept(config, batch, sequence):
+    return by_qlab(config, batch, sequence) + 4 * config.layers * config.heads * batch * sequence**2
+
+
+@BANK.wrong("wrong-value")
+def four_percent_more(config, batch, sequence):
+    return 1.04 * by_the_formula(config, batch, sequence)
+
+
+@BANK.wrong("wrong-value")
+def two_percent_less(config, batch, sequence):
+    return 0.98 * by_the_formula(config, batch, sequence)
+
+
+@BANK.wrong("wrong-value")
+def in_fp16(config, batch, sequence):
+    return torch.tensor(by_the_formula(config, batch, sequence), dtype=torch.float16)  # infinite
 
 
 @BANK.wrong("wrong-value")

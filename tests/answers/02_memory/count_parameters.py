@@ -38,6 +38,20 @@ def by_a_list_of_matrices(config):
 
 
 @BANK.right
+def by_a_sum(config):
+    out = [config.width, config.kv_width, config.kv_width, config.width, *[config.ffn_width] * (1 + config.gated)]
+    layer = sum((config.width + config.biases) * o for o in out) + (config.ffn_width + config.biases) * config.width
+    norm = config.width * {"layernorm": 2, "rmsnorm": 1}[config.norm]
+    tables = [config.vocabulary] * (2 - config.tied_embeddings) + [config.sequence] * (config.positions == "learned")
+    return sum([layer + 2 * norm] * config.layers) + norm + sum(rows * config.width for rows in tables)
+
+
+@BANK.right
+def as_an_array(config):
+    return np.array([by_a_sum(config)], dtype=np.uint32)
+
+
+@BANK.right
 def as_a_float(config):
     return float(qlab_config.count_parameters(config))
 
@@ -128,10 +142,70 @@ def a_bias_for_the_head(config):
     return qlab_config.count_parameters(config) + config.vocabulary
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("one-norm-a-layer")
 def one_norm_a_layer(config):
     parts = qlab_config.parameter_parts(config)
     return replace(parts, norms_per_layer=parts.norms_per_layer // 2).total
+
+
+@BANK.wrong("counts-what-is-not-there")
+def always_a_gate(config):
+    return qlab_config.count_parameters(replace(config, gated=True))
+
+
+@BANK.wrong("counts-what-is-not-there")
+def always_biases(config):
+    return qlab_config.count_parameters(replace(config, biases=True))
+
+
+@BANK.wrong("counts-what-is-not-there")
+def every_norm_is_a_layer_norm(config):
+    return qlab_config.count_parameters(replace(config, norm="layernorm"))
+
+
+@BANK.wrong("counts-what-is-not-there")
+def always_positions(config):
+    return qlab_config.count_parameters(replace(config, positions="learned"))
+
+
+@BANK.wrong("a-bias-for-the-head")
+def a_bias_for_a_head_of_its_own(config):
+    return a_bias_for_the_head(config) if config.biases and not config.tied_embeddings else by_a_sum(config)
+
+
+@BANK.wrong("forgets-some-biases")
+def no_bias_for_the_gate(config):
+    return by_a_sum(config) - config.layers * config.biases * config.gated * config.ffn_width
+
+
+@BANK.wrong("forgets-some-biases")
+def biases_in_the_feed_forward_alone(config):
+    return by_a_sum(config) - config.layers * config.biases * 2 * (config.width + config.kv_width)
+
+
+@BANK.wrong("forgets-some-biases")
+def biases_in_attention_alone(config):
+    return by_a_sum(config) - config.layers * config.biases * ((1 + config.gated) * config.ffn_width + config.width)
+
+
+@BANK.wrong("biases-of-the-wrong-length")
+def key_biases_as_long_as_the_width(config):
+    return by_a_sum(config) + config.layers * config.biases * 2 * (config.width - config.kv_width)
+
+
+@BANK.wrong("one-flag-for-another")
+def a_gate_where_there_are_no_biases(config):
+    return by_a_sum(replace(config, gated=not config.biases))
+
+
+@BANK.wrong("one-flag-for-another")
+def biases_where_there_is_a_layer_norm(config):
+    return by_a_sum(replace(config, biases=config.norm == "layernorm"))
+
+
+@BANK.wrong("wrong-value")
+def learned_positions_mean_tied(config):
+    return by_a_sum(replace(config, tied_embeddings=config.tied_embeddings or config.positions == "learned"))
 
 
 @BANK.wrong("wrong-value")

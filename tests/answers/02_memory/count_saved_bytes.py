@@ -1,5 +1,6 @@
 """Answers to `count_saved_bytes`."""
 
+import numpy as np
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -66,6 +67,35 @@ def all_storages_less_those_of_saved_parameters(module, x):
 
 
 @BANK.right
+def by_walking_the_graph(module, x):
+    own, sizes = {at(parameter) for parameter in module.parameters()}, {}
+    result = module(x)
+    nodes, seen = [result.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        saved = [getattr(node, name) for name in dir(node) if name.startswith("_saved_")]
+        tensors = [tensor for tensor in saved if isinstance(tensor, torch.Tensor) and at(tensor) not in own]
+        sizes |= {at(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
+        nodes += [function for function, _ in node.next_functions]
+    return sum(sizes.values())
+
+
+@BANK.right
+def in_a_numpy_table(module, x):
+    own = [at(parameter) for parameter in module.parameters()]
+    rows = np.array([(at(tensor), tensor.untyped_storage().nbytes()) for tensor in saved_by(module, x)])
+    return np.unique(rows[~np.isin(rows[:, 0], own)], axis=0)[:, 1].sum()
+
+
+@BANK.right
+def with_an_input_that_wants_a_gradient(module, x):
+    return from_a_list_of_tensors(module, x.requires_grad_())
+
+
+@BANK.right
 def after_a_backward_pass(module, x):
     total = from_a_list_of_tensors(module, x)
     module(x).sum().backward()
@@ -112,6 +142,46 @@ def own_bytes_of_each_python_object(module, x):
 @BANK.wrong("counts-the-view")
 def what_the_view_shows(module, x):
     return sum({at(tensor): tensor.numel() * tensor.element_size() for tensor in activations_of(module, x)}.values())
+
+
+@BANK.wrong("counts-a-storage-twice")
+def storages_told_by_the_address_of_a_tensor(module, x):
+    sizes = {tensor.data_ptr(): tensor.untyped_storage().nbytes() for tensor in activations_of(module, x)}
+    return sum(sizes.values())
+
+
+@BANK.wrong("counts-a-storage-twice")
+def storages_told_by_the_python_object(module, x):
+    return sum({id(tensor): tensor.untyped_storage().nbytes() for tensor in activations_of(module, x)}.values())
+
+
+@BANK.wrong("counts-the-view")
+def the_largest_view(module, x):
+    sizes = {}
+    for tensor in activations_of(module, x):
+        sizes[at(tensor)] = max(sizes.get(at(tensor), 0), tensor.nbytes)
+    return sum(sizes.values())
+
+
+@BANK.wrong("tells-tensors-by-shape")
+def storages_told_by_shape(module, x):
+    return sum({t.shape: t.untyped_storage().nbytes() for t in activations_of(module, x)}.values())
+
+
+@BANK.wrong("tells-tensors-by-shape")
+def parameters_told_by_shape(module, x):
+    own = {shape for parameter in module.parameters() for shape in (parameter.shape, parameter.shape[::-1])}
+    return sum({at(t): t.untyped_storage().nbytes() for t in saved_by(module, x) if t.shape not in own}.values())
+
+
+@BANK.wrong("leaves-out-views")
+def no_views(module, x):
+    return sum({at(t): t.untyped_storage().nbytes() for t in saved_by(module, x) if not t._is_view()}.values())
+
+
+@BANK.wrong("wrong-value")
+def parameters_told_by_their_rows(module, x):
+    return sum({at(t): t.untyped_storage().nbytes() for t in saved_by(module, x) if len(t) == len(x)}.values())
 
 
 @BANK.wrong("assumes-four-bytes")

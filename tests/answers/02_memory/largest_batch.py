@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from itertools import count
+from itertools import count, takewhile
 
 import numpy as np
 import torch
@@ -45,6 +45,21 @@ def from_a_numpy_table(budget, lasting, gradients, sequence, layer):
 def with_floats(budget, lasting, gradients, sequence, layer):
     at_start, at_end = (budget - lasting) / sequence, (budget - lasting - gradients) / layer
     return torch.tensor(max(math.floor(min(at_start, at_end)), 0))
+
+
+@BANK.right
+def by_recursion(budget, lasting, gradients, sequence, layer):
+    def from_here(batch):
+        fits = peak(batch, lasting, gradients, sequence, layer) <= budget
+        return from_here(batch + 1) if fits else batch - 1
+
+    return from_here(1)
+
+
+@BANK.right
+def by_counting_what_fits(budget, lasting, gradients, sequence, layer):
+    fits = takewhile(lambda batch: peak(batch, lasting, gradients, sequence, layer) <= budget, count(1))
+    return [sum(1 for _ in fits)]
 
 
 @BANK.wrong("adds-what-never-meets")
@@ -105,6 +120,16 @@ def may_be_negative(budget, lasting, gradients, sequence, layer):
     return min((budget - lasting) // sequence, (budget - lasting - gradients) // layer)
 
 
+@BANK.wrong("negative-batch")
+def minus_one_where_nothing_fits(budget, lasting, gradients, sequence, layer):
+    return by_division(budget, lasting, gradients, sequence, layer) or -1
+
+
+@BANK.wrong("negative-batch")
+def cut_toward_zero(budget, lasting, gradients, sequence, layer):
+    return int(min((budget - lasting) / sequence, (budget - lasting - gradients) / layer))
+
+
 @BANK.wrong("at-least-one")
 def at_least_one(budget, lasting, gradients, sequence, layer):
     return max(1, by_division(budget, lasting, gradients, sequence, layer))
@@ -126,6 +151,16 @@ def not_rounded(budget, lasting, gradients, sequence, layer):
 @BANK.wrong("wrong-value")
 def at_most_eight(budget, lasting, gradients, sequence, layer):
     return min(8, by_division(budget, lasting, gradients, sequence, layer))
+
+
+@BANK.wrong("wrong-value")
+def at_most_a_hundred(budget, lasting, gradients, sequence, layer):
+    return min(100, by_division(budget, lasting, gradients, sequence, layer))
+
+
+@BANK.wrong("forgets-the-gradients")
+def gradients_and_one_layer_of_one_sequence(budget, lasting, gradients, sequence, layer):
+    return max(0, (budget - lasting) // sequence) if lasting + gradients + layer <= budget else 0
 
 
 @BANK.wrong("wrong-value")

@@ -50,6 +50,20 @@ def in_whole_blocks(parameters, recipe, adapters):
     return np.int64(by_a_table(parameters, recipe, adapters))
 
 
+@BANK.right
+def part_by_part(parameters, recipe, adapters):
+    parts = {
+        "fp32-adam": [4, 4, 4, 4],
+        "sgd-momentum": [4, 4, 4],
+        "mixed-adam": [2, 2, 4, 4, 4],
+        "adam-8bit": [2, 2, 4, 1, 1, 4 / 256, 4 / 256],
+        "lora": [2],
+        "qlora": [1 / 2, 1 / 64, 4 / 64 / 256],
+    }
+    of_adapters = by_a_table(adapters, "fp32-adam", 0) if recipe.endswith("lora") else 0
+    return [sum(each * parameters for each in parts[recipe]) + of_adapters]
+
+
 def but(changed):
     """Return an answer whose table differs in the recipes named."""
     return lambda parameters, recipe, adapters: parameters * (EACH | changed)[recipe] + 16 * adapters
@@ -82,6 +96,18 @@ BANK.add("no_second_constants", but({"qlora": 4.125 / 8}), misconception="forget
 BANK.add("a_byte_for_four_bits", but({"qlora": 1}), misconception="a-byte-for-four-bits")
 BANK.add("bits_for_bytes", but({"qlora": 8 * EACH["qlora"]}), misconception="bits-for-bytes")
 BANK.add("qlora_is_lora", but({"qlora": 2}), misconception="weights-in-16-bits")
+BANK.add("states_in_16_bits", but({"mixed-adam": 12}), misconception="forgets-the-master-copy")
+BANK.add("sgd_without_its_momentum", but({"sgd-momentum": 8}), misconception="forgets-the-momentum")
+BANK.add("a_frozen_base_in_fp32", but({"lora": 4}), misconception="charges-frozen-weights")
+BANK.add(
+    "second_constants_by_weights",
+    but({"qlora": (4 + 8 / 64 + 32 / 256) / 8}),
+    misconception="second-constants-for-weights",
+)
+BANK.add(
+    "second_constants_for_every_block", but({"qlora": (4 + 40 / 64) / 8}), misconception="second-constants-for-weights"
+)
+BANK.add("constants_in_whole_bytes", but({"adam-8bit": 8 + 2 * (1 + 4 // 256)}), misconception="forgets-absmax")
 BANK.add("nearly_right", but({"mixed-adam": 16.01}), misconception="wrong-value")
 
 
@@ -147,6 +173,11 @@ def always_sixteen(parameters, recipe, adapters):
 @BANK.wrong("wrong-value")
 def always_zero(parameters, recipe, adapters):
     return 0
+
+
+@BANK.wrong("wrong-value")
+def in_fp16(parameters, recipe, adapters):
+    return torch.tensor(by_a_table(parameters, recipe, adapters), dtype=torch.float16)  # infinite
 
 
 @BANK.wrong("wrong-value")

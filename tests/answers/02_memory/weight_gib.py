@@ -42,6 +42,20 @@ def in_numpy(parameters, bits, block_size, second_block_size):
     return np.float64(parameters) / 8 / 2**30 * sizes.sum()
 
 
+@BANK.right
+def by_recursion(parameters, bits, block_size, second_block_size):
+    total = parameters * bits / 2**33
+    if second_block_size:
+        return total + by_recursion(parameters / block_size, 8, second_block_size, 0)
+    return total + by_recursion(parameters / block_size, 32, 0, 0) if block_size else total
+
+
+@BANK.right
+def by_a_shift(parameters, bits, block_size, second_block_size):
+    constant = 8 + 32 / (second_block_size or np.inf) if second_block_size else 32
+    return np.array([math.ldexp(parameters * (bits + constant / (block_size or np.inf)), -33)])
+
+
 @BANK.wrong("gb-for-gib")
 def in_gigabytes(parameters, bits, block_size, second_block_size):
     return gib(parameters, bits, block_size, second_block_size, unit=8e9)
@@ -104,6 +118,21 @@ def second_constants_by_weights(parameters, bits, block_size, second_block_size)
     if not second_block_size:
         return gib(parameters, bits, block_size, 0)
     return gib(parameters, bits + 8 / block_size + 32 / second_block_size, 0, 0)
+
+
+@BANK.wrong("ignores-double-quantization")
+def both_constants_in_fp32(parameters, bits, block_size, second_block_size):
+    return gib(parameters, bits, block_size, second_block_size, small=32)
+
+
+@BANK.wrong("the-next-wider-type")
+def sixty_five_and_two_hundred_sixty(parameters, bits, block_size, second_block_size):
+    return gib(parameters, 2 * bits, block_size, second_block_size)
+
+
+@BANK.wrong("rounds-the-result")
+def cut_to_whole_gibibytes(parameters, bits, block_size, second_block_size):
+    return int(gib(parameters, bits, block_size, second_block_size))
 
 
 @BANK.wrong("rounds-the-result")

@@ -1,0 +1,99 @@
+"""Reading codes and scales that an answer returned, and which codes a value may have: near a tie, either neighbor."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlab.checks.expect import Suspect, require_values
+from qlab.checks.report import Refused, require
+
+TOPIC = "03_quantization"
+SCALE_TOLERANCE = 1e-6  # FP32 rounds each operation to 6e-8, and a scale takes at most five
+HAIR = 1e-4  # x / S + Z is up to 255 and takes at most six roundings of 6e-8 in FP32, the one of S among them
+
+Rule = Callable[[Tensor], Tensor]
+
+
+def unpacked(value: Any, names: tuple[str, ...], *, call: str) -> tuple[Any, ...]:
+    """Return the results of a function that hands back several, or refuse what is not so many."""
+    require(
+        value is not None,
+        f"`{call}` returned None",
+        misconception="returns-nothing",
+        thought="Your function computes something but does not hand it back: does it end in `return`?",
+    )
+    if not isinstance(value, tuple | list) or len(value) != len(names):
+        count = f"{len(value)} results" if isinstance(value, tuple | list) else f"one {type(value).__name__}"
+        raise Refused(
+            f"`{call}` returned {count}, expected {len(names)}: {', '.join(names)}",
+            misconception="returns-wrong-type",
+            thought=f"End in `return {', '.join(names)}`.",
+        )
+    return tuple(value)
+
+
+def dtype_of(value: Any) -> str:
+    """Return the name of the type of each value: "int8" for tensors and NumPy arrays alike."""
+    return str(getattr(value, "dtype", f"Python {type(value).__name__}")).removeprefix("torch.")
+
+
+def uniform(low: float, high: float, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
+    """Draw FP32 values between `low` and `high`."""
+    return torch.empty(shape).uniform_(low, high, generator=draw)
+
+
+def clamped(low: float, high: float, to_integer: Rule = torch.round) -> Rule:
+    """Return the rule that makes steps whole and keeps them between two codes."""
+    return lambda steps: to_integer(steps).clamp(low, high)
+
+
+def near(rule: Rule, steps: Tensor, got: Tensor) -> Tensor:
+    """Return `rule(steps)`, but what was got wherever steps that differ by a hair give that."""
+    values = rule(steps)
+    for hair in (-HAIR, HAIR):
+        values = torch.where(rule(steps + hair) == got, got, values)
+    return values
+
+
+def require_codes(
+    got: Tensor,
+    steps: Tensor,
+    rule: Rule,
+    *,
+    given: Callable[[int], str],
+    slips: Iterable[tuple[str, str, Rule]],
+) -> None:
+    """Refuse the part unless each code is what `rule` makes of its steps, to a hair; a slip is another rule."""
+    steps, got = steps.double().flatten(), got.double().flatten()
+    require_values(
+        got,
+        near(rule, steps, got),
+        given=given,
+        suspects=lambda: [Suspect(name, thought, near(other, steps, got)) for name, thought, other in slips],
+    )
+
+
+def close(values: Tensor, got: Tensor) -> Tensor:
+    """Return `values`, but what was got wherever that is within a millionth."""
+    return torch.where((got - values).abs() <= SCALE_TOLERANCE * values.abs(), got, values)
+
+
+def require_close(
+    got: Tensor,
+    expected: Tensor,
+    *,
+    given: Callable[[int], str],
+    suspects: Iterable[Suspect] = (),
+) -> None:
+    """Refuse the part unless each value is within a millionth of the expected one; suspects fit as closely."""
+    got, expected = got.double().flatten(), expected.double().flatten()
+    require_values(
+        got,
+        close(expected, got),
+        given=given,
+        suspects=lambda: [
+            Suspect(s.misconception, s.thought, close(s.values.double().flatten(), got)) for s in suspects
+        ],
+    )

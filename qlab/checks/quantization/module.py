@@ -1,0 +1,247 @@
+"""Check of `QuantizedLinear`: what its weight stands for, what it keeps, and that a `state_dict` carries all of it."""
+
+import copy
+import io
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from qlab import quantize
+from qlab.checks.expect import Suspect, as_tensor
+from qlab.checks.learner import Crashed, LearnerFunction
+from qlab.checks.quantization.codes import TOPIC
+from qlab.checks.quantization.products import require_within
+from qlab.checks.report import Refused, check, part, require
+
+HALF_A_STEP = 0.505  # a scale kept in BF16 is off by up to 2⁻⁸ of itself, and half a step with it; FP32 rounds to 6e-8
+BYTES_A_WEIGHT = 1.5  # a code, and half a byte for scales and bias: a row of 48 weights with both takes 1.17
+
+
+@check(TOPIC, "quantized-linear", quantize.QuantizedLinear, points=5)
+def check_quantized_linear(quantized_linear: LearnerFunction, draw: torch.Generator) -> None:
+    """Check the class `QuantizedLinear(linear)` as its task documents it: made, called, saved and loaded."""
+    with part("every weight within half a step of its row's scale, a row of zeros too"):
+        _require_weights(quantized_linear, _linear(draw, out=48, bias=False))
+        _require_weights(quantized_linear, _linear(draw, out=20, bias=False))
+    with part("the bias, and an input of any batch shape"):
+        linear = _linear(draw, out=20)
+        layer = _made(quantized_linear, linear)
+        for batch in ((3, 4), (5,), ()):
+            _require_outputs(layer, linear, torch.randn(*batch, linear.in_features, generator=draw))
+    with part(f"the state_dict takes at most {BYTES_A_WEIGHT} bytes a weight, bias included"):
+        linear = _linear(draw, out=24)
+        layer = _made(quantized_linear, linear)
+        _require_product(layer, linear, draw)
+        _require_bytes(_tensors(LearnerFunction(layer.state_dict)().values()), linear, what="its state_dict")
+    with part("a state_dict, saved and loaded into another layer, makes it the same layer"):
+        first, second = (_linear(draw, out=24) for _ in range(2))
+        source, other = _made(quantized_linear, first), _made(quantized_linear, second)
+        x = torch.randn(6, first.in_features, generator=draw)
+        for layer, linear in ((source, first), (other, second)):
+            _require_outputs(layer, linear, x)
+        _require_carried(source, other, first, x)
+    with part("nothing else is kept, before a call and after: no float weight, no cache, no autograd graph"):
+        linear = _linear(draw, out=24)
+        layer = _made(quantized_linear, linear)
+        _require_bytes(_held(layer), linear, what="a deep copy of the new layer")
+        _require_product(layer, linear, draw)
+        _require_bytes(_held(layer), linear, what="a deep copy of the layer, once called,")
+
+
+def _linear(draw: torch.Generator, *, out: int, bias: bool = True) -> nn.Linear:
+    """Return a layer whose rows differ in size, up to a hundred times, and one of them all zero."""
+    linear = nn.Linear(48, out, bias=bias)
+    sizes = 10.0 ** torch.empty(out, 1).uniform_(-2, 0, generator=draw)
+    sizes[int(torch.randint(out, (), generator=draw))] = 0.0
+    with torch.no_grad():
+        linear.weight.copy_(sizes * torch.randn(linear.weight.shape, generator=draw) / 7)
+        if bias:
+            linear.bias.copy_(1 + torch.rand(out, generator=draw))
+    return linear
+
+
+def _made(quantized_linear: LearnerFunction, linear: nn.Linear) -> nn.Module:
+    layer = quantized_linear(copy.deepcopy(linear))  # the answer may change its own
+    require(
+        isinstance(layer, nn.Module),
+        f"`QuantizedLinear(linear)` gave a {type(layer).__name__}",
+        misconception="returns-nothing" if layer is None else "not-a-module",
+        thought="`class QuantizedLinear(nn.Module):`, with `super().__init__()` first.",
+    )
+    return layer
+
+
+def _outputs(layer: nn.Module, x: Tensor, linear: nn.Linear) -> Tensor:
+    shape = (*x.shape[:-1], linear.out_features)
+    got = as_tensor(LearnerFunction(layer)(x), shape, call=f"layer(x of shape {tuple(x.shape)})").double()
+    lost, zero_rows = ~got.isfinite(), ~linear.weight.any(1)
+    require(
+        not lost.any(),
+        f"{int(lost.sum())} of {got.numel()} outputs are not finite",
+        misconception="not-finite" if (lost & ~zero_rows).any() else "divides-by-zero",
+        thought="A row of zeros has the scale 0, and 0 / 0 is NaN: give such a row the scale 1.",
+    )
+    return got
+
+
+def _step(weight: Tensor) -> Tensor:
+    return weight.abs().amax(1, keepdim=True) / 127
+
+
+def _require_weights(quantized_linear: LearnerFunction, linear: nn.Linear) -> None:
+    """Feed the identity: without a bias the outputs are the weight, transposed."""
+    weight = linear.weight.detach().double()
+    got = _outputs(_made(quantized_linear, linear), torch.eye(linear.in_features), linear).T
+    allowed = HALF_A_STEP * _step(weight).expand_as(weight)
+
+    def told(i: int) -> str:
+        row, column = divmod(i, weight.shape[1])
+        return f"weight[{row}, {column}] of a row whose largest magnitude is {weight[row].abs().max():.4g}"
+
+    values = (got.flatten(), weight.flatten(), allowed.flatten())
+    require_within(*values, given=told, suspects=lambda: _weight_suspects(weight, got))
+
+
+def _require_outputs(layer: nn.Module, linear: nn.Linear, x: Tensor) -> None:
+    weight, bias = linear.weight.detach().double(), linear.bias.detach().double()
+    rows = x.double().view(-1, x.shape[-1])
+    got, products = _outputs(layer, x, linear), rows @ weight.T
+    # each weight is off by half a step at most; FP32 rounds each product and sum: Higham 1993, u · terms · size
+    summed = 2.0**-24 * (x.shape[-1] + 2) * (rows.abs() @ weight.abs().T + bias.abs())
+    allowed = rows.abs() @ (HALF_A_STEP * _step(weight)).expand_as(weight).T + summed
+    require_within(
+        got.flatten(),
+        (products + bias).flatten(),
+        allowed.flatten(),
+        given=lambda i: f"x of shape {tuple(x.shape)}, output {i % len(weight)}",
+        suspects=lambda: [
+            Suspect("forgets-the-bias", BIAS, products.flatten()),
+            Suspect("subtracts-the-bias", BIAS, (products - bias).flatten()),
+        ],
+    )
+
+
+def _require_product(layer: nn.Module, linear: nn.Linear, draw: torch.Generator) -> None:
+    """Refuse a layer that does not multiply: one that keeps nothing is small, too."""
+    x = torch.randn(4, linear.in_features, generator=draw)
+    got = _outputs(layer, x, linear) - _outputs(layer, torch.zeros_like(x), linear)
+    want = x.double() @ linear.weight.detach().double().T
+    require(
+        (got - want).norm() <= 0.5 * want.norm(),
+        f"the outputs for two inputs differ by {got.norm():.4g}; those of the float layer by {want.norm():.4g}",
+        misconception="outputs-zeros" if not got.any() else "wrong-output",
+        thought="This part asks for a small layer that works: win the first part before this one.",
+    )
+
+
+def _require_bytes(tensors: Iterable[Any], linear: nn.Linear, *, what: str) -> None:
+    by_storage = {_address(tensor): tensor for tensor in tensors}
+    taken, weights = sum(map(_bytes, by_storage.values())), linear.weight.numel()
+    if taken <= BYTES_A_WEIGHT * weights:
+        return
+    large = [t for t in by_storage.values() if math.prod(t.shape) >= weights and _bytes(t) >= 2 * weights]
+    misconception, thought = "more-than-codes", "Print the name, shape and dtype of everything that is kept."
+    if large:
+        codes = all(map(_is_whole, large))
+        misconception, thought = ("wide-codes", WIDE) if codes else ("keeps-the-float-weight", KEPT)
+    told = ", ".join(f"{tuple(t.shape)} of {t.dtype}" for t in by_storage.values())
+    most = int(BYTES_A_WEIGHT * weights)
+    raise Refused(
+        f"given a layer of {weights} weights, {what} holds {taken} bytes, at most {most}: {told}",
+        misconception=misconception,
+        thought=thought,
+    )
+
+
+def _require_carried(source: nn.Module, other: nn.Module, linear: nn.Linear, x: Tensor) -> None:
+    """Load the state of `source`, which went through a file, into `other`, and ask for the outputs of `source`."""
+    file = io.BytesIO()
+    try:
+        LearnerFunction(lambda: torch.save(source.state_dict(), file))()
+        LearnerFunction(lambda: other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True)))()
+        _require_outputs(other, linear, x)
+    except (Crashed, Refused) as error:
+        raise Refused(
+            f"after loading: {error}",
+            misconception="does-not-survive-load",
+            thought="Only what `register_buffer` or `nn.Parameter` made is saved and loaded: codes, scales and bias,"
+            " under the same names in every layer; and `forward` must use those.",
+        ) from None
+
+
+def _tensors(values: Iterable[Any]) -> list[Any]:
+    return [value for value in values if isinstance(value, Tensor | np.ndarray)]
+
+
+def _held(layer: nn.Module) -> list[Any]:
+    """Return every tensor and array that the layer holds under whatever name: a deep copy's memo lists what it met."""
+    memo: dict[Any, Any] = {}
+    try:
+        LearnerFunction(lambda: copy.deepcopy(layer, memo))()
+    except Crashed as crash:
+        if "deepcopy protocol" not in str(crash):
+            raise
+        raise Refused(
+            f"the layer cannot be copied: {crash}",
+            misconception="keeps-the-graph",
+            thought="What is computed from the weight holds on to it for the backward pass: `linear.weight.detach()`.",
+        ) from None
+    return _tensors(memo.values())
+
+
+def _address(value: Any) -> int:
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else value.ctypes.data
+
+
+def _bytes(value: Any) -> int:
+    return value.untyped_storage().nbytes() if isinstance(value, Tensor) else value.nbytes
+
+
+def _is_whole(value: Any) -> bool:
+    values = torch.as_tensor(value).detach().double()
+    return bool((values == values.round()).all())
+
+
+def _weight_suspects(weight: Tensor, got: Tensor) -> Iterable[Suspect]:
+    """Yield the slips whose own rule gives every weight, to a hundredth of a step; where steps are whole, to one."""
+    if weight.shape[0] != weight.shape[1]:  # most slips stop there, or have stopped at the square weight before
+        return
+    step, steps = _step(weight), _steps(weight, _step(weight))
+    room = torch.where((steps - steps.round()).abs() < 1e-4, 1.01, 0.01) * step + 1e-6 * got.abs()
+    for misconception, thought, rule in SLIPS:
+        if ((rule(weight, step) - got).abs() <= room).all():
+            yield Suspect(misconception, thought, got.flatten())
+
+
+def _steps(weight: Tensor, scale: Tensor) -> Tensor:
+    return weight / torch.where(scale > 0, scale, 1.0)
+
+
+def _rounded(weight: Tensor, scale: Tensor, to_integer: Callable[[Tensor], Tensor] = torch.round) -> Tensor:
+    return to_integer(_steps(weight, scale)) * scale
+
+
+BIAS = "A layer is x Wᵀ + b: keep b as it is, in FP32, and add it."
+KEPT = "A float for each weight is still there: keep codes and scales, and make the weight anew in `forward`."
+WIDE = "The codes are whole numbers in a type of two bytes or more: store them as int8."
+AXIS = "A row of the weight makes one output: its scale comes from the largest magnitude along dim 1, (out, 1)."
+CUT = "`.to(torch.int8)` cuts toward zero: round first."
+SLIPS: tuple[tuple[str, str, Callable[[Tensor, Tensor], Tensor]], ...] = (
+    ("outputs-zeros", "Every weight came back as zero: does `forward` read the codes?", lambda w, s: 0 * w),
+    ("transposes", "nn.Linear's weight is (out, in), and y = x Wᵀ: transpose once.", lambda w, s: _rounded(w, s).T),
+    ("one-scale-for-all", f"{AXIS} One for all leaves small rows no codes.", lambda w, s: _rounded(w, s.max())),
+    ("scale-on-the-wrong-axis", AXIS, lambda w, s: _rounded(w, _step(w.T).T)),
+    ("scale-on-the-wrong-axis", AXIS, lambda w, s: _steps(w, s).round() * s.T),
+    ("scale-on-the-wrong-axis", AXIS, lambda w, s: _rounded(w, s.T, lambda steps: steps.round().clamp(-127, 127))),
+    ("scale-on-the-wrong-axis", AXIS, lambda w, s: _rounded(w, s.T, lambda steps: steps.round().clamp(-128, 127))),
+    ("truncates", CUT, lambda w, s: _rounded(w, s, torch.trunc)),
+    (
+        "forgets-the-scale",
+        "These are the codes: times the row's scale they are weights.",
+        lambda w, s: _steps(w, s).round(),
+    ),
+)

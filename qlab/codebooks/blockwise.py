@@ -1,0 +1,161 @@
+"""Block-wise codes: each block of a tensor divided by its largest magnitude, then coded with one codebook for all."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from qlab.codebooks.nearest import NearestSearch, piece_values
+from qlab.packing import pack_codes, unpack_codes
+
+SMALLEST_NORMAL = 2.0**-126
+SUBNORMAL_LIFT = 2.0**24
+
+
+@dataclass(frozen=True)
+class BlockwiseCodes:
+    """The codes of a tensor in flattened order, and what they mean: `codebook[code]` times the absmax of its block.
+
+    Four bits are packed two codes a byte, the first in the high nibble; other widths by `qlab.packing.pack_codes`.
+    Without a `block_size` there is no absmax, and the codebook is in the units of the tensor.
+    Shapes:  `packed` is (bytes,), `absmax` (ceil(values / block_size),), `shape` that of the tensor.
+    """
+
+    packed: UInt8[Tensor, " bytes"]
+    absmax: Float[Tensor, " blocks"] | None
+    codebook: Float[Tensor, " levels"]
+    block_size: int | None
+    shape: torch.Size
+
+    @property
+    def bits(self) -> int:
+        """The bits of a code: as few as number the levels."""
+        return _code_bits(self.codebook)
+
+    @property
+    def bits_per_value(self) -> float:
+        """Bits of a code and its share of the constants: of the absmaxes, or of a codebook made for this tensor."""
+        constants = self.codebook if self.absmax is None else self.absmax
+        return self.bits + 8 * constants.nbytes / self.shape.numel()
+
+    @property
+    def codes(self) -> UInt8[Tensor, "*shape"]:
+        """The codes one a byte, in the shape of the tensor."""
+        return _unpack(self.packed, self.bits, self.shape.numel()).view(self.shape)
+
+    def dequantize(self, *, out: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
+        """Return the values that the codes stand for: in FP32, or in `out` and its type.
+
+        A large new tensor costs more than the values in it: its memory comes page by page. `out` is for reuse.
+        Errors:  ValueError if `out` has another shape or is not contiguous.
+        """
+        if out is not None and (out.shape != self.shape or not out.is_contiguous()):
+            raise ValueError(f"out must be contiguous, of shape {tuple(self.shape)}, got {tuple(out.shape)}")
+        values = torch.empty(self.shape, device=self.packed.device) if out is None else out
+        flat, size = values.view(-1), self.block_size
+        stored, table = (self.packed, _pairs(self.codebook)) if self.bits == 4 else (self.codes.view(-1), self.codebook)
+        per_look_up = 2 if self.bits == 4 else 1
+        for start, end in _pieces(flat.numel(), size, flat.device):
+            looked_up = table.index_select(0, stored[start // per_look_up : -(-end // per_look_up)].int())
+            levels = looked_up.view(torch.float32)[: end - start]
+            if self.absmax is None:
+                flat[start:end] = levels
+            else:
+                _multiply_blocks(levels, self.absmax[start // size : -(-end // size)], size, out=flat[start:end])
+        return values
+
+
+def quantize_blockwise(
+    x: Float[Tensor, "*shape"], codebook: Float[Tensor, " levels"], *, block_size: int | None
+) -> BlockwiseCodes:
+    """Divide each `block_size` consecutive values of `x` by their largest magnitude and find their nearest levels.
+
+    The codebook is one for values from -1 to 1, unless `block_size` is None: then `x` itself is coded, with a codebook
+    in its units. The division is a multiplication by 1 / absmax in FP32, as in bitsandbytes; a block of zeros keeps
+    absmax 0. `x` is read in FP32, in flattened order; the last block may be shorter.
+    Errors:  ValueError if `block_size` is below 1, `x` is empty or holds NaN or infinity (FP64 beyond FP32 counts as
+             such), or `codebook` is not 1 to 256 finite numbers in ascending order.
+    Source:  Dettmers et al. 2022, section 2.1, arXiv:2110.02861.
+    """
+    _require_blocks(x, block_size)
+    flat = x.detach().reshape(-1)
+    search = NearestSearch(codebook, count=flat.numel(), device=flat.device)
+    packed, absmax = [], []
+    for start, end in _pieces(flat.numel(), block_size, flat.device):
+        blocks = _blocks(flat[start:end].float(), block_size)
+        largest = blocks.abs().amax(dim=1)
+        absmax.append(largest)
+        normalized = blocks if block_size is None else _normalized(blocks, largest)
+        codes = search.find(normalized.view(-1))[: end - start]
+        packed.append(_pack(codes, _code_bits(codebook)))
+    constants = torch.cat(absmax)
+    if not constants.isfinite().all():
+        wrong = int((~flat.float().isfinite()).sum())
+        raise ValueError(f"x must be finite in FP32, and holds {wrong} NaN or infinite values")
+    kept = None if block_size is None else constants
+    return BlockwiseCodes(torch.cat(packed), kept, search.codebook, block_size, x.shape)
+
+
+def _require_blocks(x: Tensor, block_size: int | None) -> None:
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    if not x.numel():
+        raise ValueError(f"x must hold at least one value, got shape {tuple(x.shape)}")
+
+
+def _pieces(count: int, block_size: int | None, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Yield the two ends of pieces of whole blocks, in eights, so that codes of any width fill their bytes."""
+    eight_blocks = 8 * (block_size or 1)
+    step = eight_blocks * max(1, piece_values(device) // eight_blocks)
+    return ((start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _blocks(values: Tensor, block_size: int | None) -> Tensor:
+    """Return `values` as rows of a block each, the last one filled up with zeros; as one row without a size."""
+    width = min(block_size or values.numel(), values.numel())
+    return torch.nn.functional.pad(values, (0, -values.numel() % width)).view(-1, width)
+
+
+def _normalized(blocks: Tensor, absmax: Tensor) -> Tensor:
+    """Return each block over its absmax; where 1 / absmax would overflow both are made larger before."""
+    lift = torch.where(absmax < SMALLEST_NORMAL, SUBNORMAL_LIFT, 1.0)
+    inverse = torch.where(absmax > 0, 1 / (absmax * lift), 0.0)
+    return (blocks * lift[:, None]).mul_(inverse[:, None])
+
+
+def _multiply_blocks(levels: Tensor, absmax: Tensor, block_size: int, *, out: Tensor) -> None:
+    width = min(block_size, levels.numel())
+    full = levels.numel() // width
+    inside = full * width
+    torch.mul(levels[:inside].view(full, width), absmax[:full, None], out=out[:inside].view(full, width))
+    torch.mul(levels[inside:], absmax[full:], out=out[inside:])  # a shorter last block, or nothing
+
+
+def _code_bits(codebook: Tensor) -> int:
+    return max(1, (codebook.numel() - 1).bit_length())
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    if bits == 8:
+        return codes
+    if bits != 4:
+        return pack_codes(codes, bits=bits)
+    even = torch.nn.functional.pad(codes, (0, codes.numel() % 2))
+    return even[0::2] << 4 | even[1::2]
+
+
+def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
+    if bits == 8:
+        return packed
+    if bits != 4:
+        return unpack_codes(packed, bits=bits, count=count)
+    return torch.stack([packed >> 4, packed & 0xF], dim=1).view(-1)[:count]
+
+
+def _pairs(codebook: Tensor) -> Tensor:
+    """Return for each byte the levels of its two codes, side by side as one 64-bit element."""
+    codes = torch.arange(256, device=codebook.device)
+    levels = torch.nn.functional.pad(codebook, (0, 16 - codebook.numel()))
+    return torch.stack([levels[codes >> 4], levels[codes & 0xF]], dim=1).view(torch.int64).view(-1)
