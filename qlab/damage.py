@@ -76,7 +76,10 @@ def uniform(tile: Tile, *, bits: int, affine: bool = False) -> RoundTrip:
 
 
 def by_codebook(codebook: Callable[[Tensor], Tensor], *, block_size: int | None) -> RoundTrip:
-    """Return the round trip through a codebook, which may be made for the weight it is used on."""
+    """Return the round trip through a codebook, which may be made for the weight it is used on.
+
+    Without a `block_size` the codebook is in the units of the weight, one for all of it.
+    """
 
     def round_trip(weight: Tensor) -> tuple[Tensor, float]:
         quantized = quantize_blockwise(weight, codebook(weight), block_size=block_size)
@@ -86,7 +89,13 @@ def by_codebook(codebook: Callable[[Tensor], Tensor], *, block_size: int | None)
 
 
 def uniform_schemes(bits: Iterable[int], families: Iterable[str] = TILES) -> list[Scheme]:
-    """Return the symmetric schemes of some granularities at some widths."""
+    """Return the symmetric schemes of some granularities at some widths.
+
+    Errors:  ValueError if a family is not one of `TILES`.
+    """
+    families, bits = tuple(families), tuple(bits)
+    if unknown := [family for family in families if family not in TILES]:
+        raise ValueError(f"families must be among {', '.join(TILES)}, got {unknown[0]}")
     return [Scheme(family, b, uniform(TILES[family], bits=b)) for family in families for b in bits]
 
 
@@ -111,8 +120,12 @@ def rounded_copy(
     """Return a copy of `model` whose linear weights went through `round_trip`, and the mean bits of such a weight.
 
     Layers in `keep` keep their weight: the head, where its weight is the embedding's.
+    Errors:  ValueError if no linear layer is left, or a weight holds NaN or infinity.
     """
-    chosen = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer not in keep]
+    linears = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
+    chosen = [name for name, layer in linears if not any(layer is kept for kept in keep)]
+    if not chosen:
+        raise ValueError(f"the model must have a linear layer to round, got {len(linears)} and {len(keep)} to keep")
     rounded, bits, count = copy.deepcopy(model), 0.0, 0
     for name in chosen:
         weight = rounded.get_submodule(name).weight
@@ -132,22 +145,30 @@ def damage(
 ) -> list[Damage]:
     """Score each scheme on windows of `text`, each against the same window of the model as it was.
 
-    Errors:  ValueError if `text` is too short for two windows: one has no standard error.
+    Errors:  ValueError if `text` is too short for two windows, since one has no standard error, or if a model's bits
+             per byte are NaN or infinite.
     """
-    before = held_out_bits(model, text, sequence=sequence)
+    before = _finite_bits(model, text, sequence, "the model as it was")
     if len(before) < 2:
         raise ValueError(f"a standard error needs at least 2 windows of {sequence} bytes, got {len(before)}")
     found = []
     for scheme in schemes:
         rounded, bits = rounded_copy(model, scheme.round_trip, keep=keep)
-        lost = held_out_bits(rounded, text, sequence=sequence) - before
+        lost = _finite_bits(rounded, text, sequence, scheme.name) - before
         error = lost.std().item() / math.sqrt(len(lost))
         found.append(Damage(scheme.family, scheme.bits, bits, lost.mean().item(), error))
     return found
 
 
+def _finite_bits(model: nn.Module, text: Tensor, sequence: int, name: str) -> Tensor:
+    bits = held_out_bits(model, text, sequence=sequence)
+    if wrong := int((~bits.isfinite()).sum()):
+        raise ValueError(f"bits per byte must be finite, and {wrong} of {len(bits)} windows are not: {name}")
+    return bits
+
+
 def pareto_front(found: Iterable[Damage]) -> list[Damage]:
-    """Return what no other scheme beats in both bits and quality, by bits per weight."""
+    """Return, by bits per weight, each scheme that loses less than any that takes as few bits or fewer."""
     front: list[Damage] = []
     for one in sorted(found, key=lambda d: (d.bits_per_weight, d.bits_per_byte)):
         if not front or one.bits_per_byte < front[-1].bits_per_byte:

@@ -38,11 +38,15 @@ def pack_codes(codes: UInt8[Tensor, " n"], *, bits: int) -> UInt8[Tensor, " byte
     count = packed_bytes(codes.numel(), bits=bits) // bits
     if codes.numel() and int(codes.max()) >= 2**bits:
         raise ValueError(f"codes of {bits} bits must be below {2**bits}, got {codes.max()}")
-    eights = torch.nn.functional.pad(codes, (0, -codes.numel() % 8)).view(count, 8)
-    words = eights[:, 0].long()
-    for place in range(1, 8):
-        words |= eights[:, place].long() << bits * place
-    return words.view(torch.uint8).view(count, 8)[:, :bits].reshape(-1)
+    padded = torch.zeros(8 * count, dtype=torch.uint8, device=codes.device)
+    padded[: codes.numel()] = codes
+    if bits == 8:
+        return padded
+    words = padded.view(torch.int64)
+    for lane, low, shift in reversed(_lanes(bits)):
+        upper = words & low << lane // 2
+        words += (upper >> shift) - upper
+    return padded.view(count, 8)[:, :bits].reshape(-1)
 
 
 def unpack_codes(packed: UInt8[Tensor, " bytes"], *, bits: int, count: int) -> UInt8[Tensor, " n"]:
@@ -54,9 +58,26 @@ def unpack_codes(packed: UInt8[Tensor, " bytes"], *, bits: int, count: int) -> U
         raise ValueError(
             f"{count} codes of {bits} bits take {packed_bytes(count, bits=bits)} bytes, got {packed.numel()}"
         )
-    words = torch.nn.functional.pad(packed.view(-1, bits), (0, 8 - bits)).view(torch.int64)
-    places = bits * torch.arange(8, device=packed.device)
-    return (words >> places & 2**bits - 1).to(torch.uint8).view(-1)[:count]
+    if bits == 8:
+        return packed[:count].clone()
+    words = torch.nn.functional.pad(packed.reshape(-1, bits), (0, 8 - bits)).view(torch.int64)
+    for lane, low, shift in _lanes(bits):
+        upper = words & low << lane // 2 - shift
+        words += (upper << shift) - upper
+    return words.view(torch.uint8).view(-1)[:count]
+
+
+def _lanes(bits: int) -> list[tuple[int, int, int]]:
+    """List how eight codes spread over a word: first the word, then its halves and quarters, part in the middle.
+
+    Returns lane width, a mask of the bits that the lower half of the codes takes in each lane, and the upper's way up.
+    """
+    lanes = []
+    for lane in (64, 32, 16):
+        taken = lane // 16 * bits
+        low = sum(2**taken - 1 << start for start in range(0, 64, lane))
+        lanes.append((lane, low, lane // 2 - taken))
+    return lanes
 
 
 def packed_bytes(count: int, *, bits: int) -> int:

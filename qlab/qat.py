@@ -25,13 +25,26 @@ class QatRecipe:
     gradient_norm: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "sequence"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "gradient_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
+
 
 def prepare(model: nn.Module, rounding: Rounding, *, keep: tuple[nn.Module, ...] = ()) -> nn.Module:
     """Let every linear layer of `model` compute with its weight as `rounding(weight)` rounds it; returns `model`.
 
-    The weights themselves stay as they are, and are what an optimizer gets. Layers in `keep` are left alone.
+    The weights themselves stay as they are, and are what an optimizer gets. Layers in `keep` are left alone:
+    the head, where its weight is the embedding's, which would be rounded with it for good by `convert`.
+    Errors:  ValueError if a layer is prepared already.
     """
-    for layer in [m for m in model.modules() if isinstance(m, nn.Linear) and not any(m is kept for kept in keep)]:
+    chosen = [m for m in model.modules() if isinstance(m, nn.Linear) and not any(m is kept for kept in keep)]
+    if prepared := sum(parametrize.is_parametrized(layer, "weight") for layer in chosen):
+        raise ValueError(f"a layer is prepared once, and {prepared} of {len(chosen)} are already: convert them first")
+    for layer in chosen:
         parametrize.register_parametrization(layer, "weight", rounding(layer.weight))
     return model
 
@@ -47,21 +60,24 @@ def train(model: nn.Module, text: UInt8[Tensor, " n"], recipe: QatRecipe) -> lis
     """Train `model` on windows drawn from `text` with Adam and a learning rate that falls to zero.
 
     Returns the bits per byte of each step's batch.
-    Errors:  ValueError if `text` is too short for one window.
+    Errors:  ValueError if `text` is too short for one window, or a loss is NaN or infinite.
     """
     if len(text) <= recipe.sequence:
         raise ValueError(f"a window of {recipe.sequence} needs at least {recipe.sequence + 1} bytes, got {len(text)}")
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
-    losses = []
+    optimizer.zero_grad()
+    device, losses = next(model.parameters()).device, []
     for step in range(recipe.steps):
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / recipe.steps)
         starts = torch.randint(len(text) - recipe.sequence, (recipe.batch,), generator=generator)
-        windows = torch.stack([text[s : s + recipe.sequence + 1] for s in starts.tolist()]).long()
+        windows = torch.stack([text[s : s + recipe.sequence + 1] for s in starts.tolist()]).long().to(device)
         loss = bits_per_token(model(windows[:, :-1]), windows[:, 1:]).mean()
+        losses.append(loss.item())
+        if not math.isfinite(losses[-1]):
+            raise ValueError(f"the loss must stay finite, got {losses[-1]} at step {step}: lower the learning rate")
         (loss * math.log(2)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
     return losses

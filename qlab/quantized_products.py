@@ -18,7 +18,8 @@ FEWEST_TOKENS_OF_INT_MM = 17  # on CUDA, torch._int_mm wants more than 16 rows
 class LinearTiming:
     """One way to compute a square linear layer, at one number of tokens.
 
-    Units:   `microseconds` is a median; `relative_error` is the Frobenius norm of the error over that of the FP64 result.
+    Units:   `microseconds` is a median; `relative_error` is the Frobenius norm of the error over that of the FP64
+             result.
     """
 
     name: str
@@ -32,10 +33,13 @@ def measure_linears(
 ) -> list[LinearTiming]:
     """Time every way at every number of tokens, each checked against the product in FP64.
 
-    Errors:  ValueError if `width` is no multiple of 128: the packed layouts want that.
+    Errors:  ValueError if `width` is no multiple of 128, which the packed layouts want, or a number of tokens is
+             below 1.
     """
     if width % 128 or width < 128:
         raise ValueError(f"width must be a multiple of 128, got {width}")
+    if tokens and min(tokens) < 1:
+        raise ValueError(f"tokens must be at least 1, got {min(tokens)}")
     draw = torch.Generator().manual_seed(seed)
     weight = (torch.randn(width, width, generator=draw) / width**0.5).to(device)
     found = []

@@ -49,9 +49,11 @@ def linear_work(tokens: int, width: int, *, weight_bits: float, activation_bits:
     """Return the work of a square linear layer: weight and input read once, output written once.
 
     Units:   bits of one stored value, constants of a quantized weight included where `weight_bits` includes them.
-    Errors:  ValueError if `tokens` or `width` is below 1.
+    Errors:  ValueError if `tokens` or `width` is below 1, or a number of bits is not above 0.
     """
     if min(tokens, width) < 1:
         raise ValueError(f"tokens and width must be at least 1, got {tokens} and {width}")
+    if not min(weight_bits, activation_bits, out_bits) > 0:
+        raise ValueError(f"bits must be above 0, got {weight_bits}, {activation_bits} and {out_bits}")
     bits = width * width * weight_bits + tokens * width * (activation_bits + out_bits)
     return Work(2.0 * tokens * width * width, bits / 8)

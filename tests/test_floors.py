@@ -11,10 +11,10 @@ import qlab
 
 PACKAGE = Path(qlab.__file__).parent
 FLOORS = {
-    0: {"bootstrap", "config", "corpus", "course", "energy", "formats", "measure", "packing", "summation"},
+    0: {"bootstrap", "config", "corpus", "course", "energy", "formats", "measure", "packing", "roofline", "summation"},
     1: {"activations", "allocator", "matmul", "memory", "microscaling", "model", "quantize"},
-    2: {"budget", "codebooks", "scoring"},
-    3: {"bill", "train_course_model"},
+    2: {"budget", "calibrate", "codebooks", "quantized_products", "scoring"},
+    3: {"bill", "damage", "qat", "train_course_model"},
     4: {"checks", "deploy", "plots"},
     5: {"doctor", "labs", "page", "widgets"},
     6: {"cli", "ledger"},
@@ -22,7 +22,16 @@ FLOORS = {
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 LIGHT = sorted(module for floor in range(4) for module in FLOORS[floor])
-NOT_BELOW_FLOOR_4 = ("matplotlib", "ipywidgets", "IPython", "nbgrader", "bitsandbytes")
+NOT_BELOW_FLOOR_4 = (
+    "matplotlib",
+    "ipywidgets",
+    "IPython",
+    "nbgrader",
+    "bitsandbytes",
+    "torchao",
+    "onnx",
+    "onnxruntime",
+)
 SECONDS_BEYOND_TORCH = 0.2
 
 

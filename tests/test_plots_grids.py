@@ -41,8 +41,8 @@ def of_class(drawing: str, name: str) -> list[ET.Element]:
 
 
 def extents(text: ET.Element) -> tuple[float, float]:
-    """Return about where a line of text starts and ends: an average letter is 0.53 of the font's size wide."""
-    wide = 0.53 * float(text.get("font-size")) * len(text.text)
+    """Return about where a line of text starts and ends: an average letter is 0.56 of the font's size wide."""
+    wide = 0.56 * float(text.get("font-size")) * len(text.text)
     left = float(text.get("x")) - {"start": 0.0, "middle": 0.5, "end": 1.0}[text.get("text-anchor")] * wide
     return left, left + wide
 
@@ -67,10 +67,11 @@ def test_it_tells_what_qlab_gives(bits, granularity, affine):
     x, quantize = with_an_outlier(), quantize_affine if affine else quantize_symmetric
     expected = quantize(x, bits=bits, tile=TILES[granularity])
     drawing = grid_svg(x, GridChoice(bits, affine, granularity))
-    assert f"{bits} bits, {'affine' if affine else 'symmetric'}, {granularity}, the whole range kept" in told(drawing)
+    assert f"{bits} bits, {'affine' if affine else 'symmetric'}, {granularity}, whole range kept" in told(drawing)
     decibels = sqnr_db(x, expected.dequantize())
     assert f"SQNR {decibels:.1f} dB, RMS error {percent(10 ** (-decibels / 20))} of the RMS value" in told(drawing)
-    assert f"none clipped; {expected.bits_per_value:.2f} bits per weight" in told(drawing)
+    assert ", none clipped" in told(drawing)
+    assert f": {expected.bits_per_value:.2f} bits per weight with constants. " in told(drawing)
     assert_nothing_overlaps(drawing)
 
 
@@ -78,7 +79,7 @@ def test_the_share_that_is_clipped_is_counted_tile_by_tile():
     x = random(8, 64)
     drawing = grid_svg(x, GridChoice(4, granularity="per row", clip=0.5))
     beyond = (x.abs() > 0.5 * x.abs().amax(1, keepdim=True)).float().mean().item()
-    assert f"{percent(beyond)} clipped" in told(drawing) and "50 % of the range kept" in told(drawing)
+    assert f"{percent(beyond)} clipped" in told(drawing) and "50 % of range kept" in told(drawing)
     affine = grid_svg(x.relu() + 0.01, GridChoice(4, affine=True, clip=0.5))
     beyond = (x.relu() + 0.01 > 0.5 * (x.relu() + 0.01).max()).float().mean().item()
     assert f"{percent(beyond)} clipped" in told(affine)
@@ -136,21 +137,19 @@ def test_what_a_quantizer_gets_needs_no_other_clip(affine, clip):
         torch.zeros(4, 4),
         torch.full((4, 4), 3.0),
         torch.tensor([[1e-40, 0.0]]),
-        torch.tensor([[3e38, -3e38]]),
+        torch.tensor([[1e38, -1e38]]),
         torch.tensor([[5.0]]),
-        torch.arange(12),
+        torch.arange(12.0),
         with_an_outlier().bfloat16(),
         random(2, 3, 40).half(),
     ],
-    ids=["zeros", "constant", "subnormal", "huge", "one", "integers", "bf16", "fp16, three axes"],
+    ids=["zeros", "constant", "subnormal", "huge", "one", "one axis", "bf16", "fp16, three axes"],
 )
 @pytest.mark.parametrize("affine", [False, True])
 def test_odd_values_are_drawn(x, affine):
     for bits, granularity, clip in itertools.product((2, 8), TILES, (1.0, 0.05)):
-        drawing = grid_svg(
-            x.to(x.dtype if x.is_floating_point() else torch.float32), GridChoice(bits, affine, granularity, clip)
-        )
-        assert "nan" not in drawing and "inf" not in drawing.replace("infinit", "")
+        drawing = grid_svg(x, GridChoice(bits, affine, granularity, clip))
+        assert not re.search("nan|inf", drawing)
         assert_nothing_overlaps(drawing)
 
 
@@ -213,9 +212,8 @@ def test_of_many_values_so_many_are_counted_that_the_curves_stay(bits, tail):
     assert [curves.at(clip).total.item() for clip in clips.tolist()] == pytest.approx(exact.tolist(), rel=0.02)
     least = clip_errors(x, torch.tensor([mse_clip(x, bits=bits), curves.best]), bits=bits).total
     assert least[1] <= 1.01 * least[0]
-    assert curves.beyond(0.5 * curves.largest) == pytest.approx(
-        (x.abs() > 0.5 * x.abs().max()).float().mean(), rel=0.05
-    )
+    beyond = (x.abs() > 0.5 * x.abs().max()).float().mean().item()
+    assert curves.beyond(0.5 * curves.largest) == pytest.approx(beyond, rel=0.05)
 
 
 @pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 4098, 10_000])
@@ -253,13 +251,13 @@ def test_the_marks_stand_at_their_clips():
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.99, 1.0])
-def test_labels_of_clips_never_touch(bits, share):
+def test_labels_of_clips_never_touch(bits):
     for x in (with_an_outlier(), random(30, 30).relu(), 1e-6 * random(8, 8), 1e6 * random(8, 8), torch.tensor([[3.0]])):
         curves = clip_curves(x, bits=bits)
-        drawing = clip_svg(curves, clip=share * curves.largest, found=0.9 * curves.largest, note="yours")
-        assert_nothing_overlaps(drawing)
-        assert "nan" not in drawing and "inf" not in drawing
+        for share in (0.01, 0.3, 0.99, 1.0):
+            drawing = clip_svg(curves, clip=share * curves.largest, found=0.9 * curves.largest, note="yours")
+            assert_nothing_overlaps(drawing)
+            assert not re.search("nan|inf", drawing)
 
 
 @pytest.mark.parametrize(
@@ -290,13 +288,8 @@ def test_another_number_of_bits_measures_the_same_values():
 
 def test_numbers_are_short_and_small_shares_are_not_zero():
     assert [short(value) for value in (-0.0, -1234.5, 0.012345)] == ["0", "−1.23e+03", "0.0123"]
-    assert [percent(share) for share in (0.0, 1.0, 0.2504, 0.0123, 1e-6)] == [
-        "0 %",
-        "100 %",
-        "25 %",
-        "1.2 %",
-        "0.0001 %",
-    ]
+    shown = [percent(share) for share in (0.0, 1.0, 0.2504, 0.0123, 1e-6)]
+    assert shown == ["0 %", "100 %", "25 %", "1.2 %", "0.0001 %"]
     assert round_ticks(4.66, at_most=8) == [0, 1, 2, 3, 4]
     for limit in (1e-40, 0.3, 1.0, 7.0, 3.3e38):
         assert 2 <= len(round_ticks(limit, at_most=8)) <= 9

@@ -1,12 +1,12 @@
 """Fake quantization: real numbers that sit on the grid, with a gradient that reaches what was rounded."""
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from qlab.quantize import PER_ROW, Grid, Tile, code_range, quantize_with, symmetric_grid
+from qlab.quantize import PER_ROW, Grid, Tile, code_range, quantize_with, symmetric_grid, value_range
+
+SMALLEST_STEP = 2.0**-126
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -62,6 +62,7 @@ class FakeQuantize(nn.Module):
 class LearnedStep(nn.Module):
     """Round a weight to a symmetric grid whose step sizes are learned together with it.
 
+    An optimizer may carry a step size below zero: only its magnitude counts, since the grid is symmetric.
     Source:  Esser et al. 2020, section 2, arXiv:1902.08153.
     """
 
@@ -69,16 +70,25 @@ class LearnedStep(nn.Module):
         super().__init__()
         _, self.largest = code_range(bits, signed=True)
         self.bits, self.tile = bits, tile
-        tiles = tile.split(weight.detach())
-        start = 2 * tiles.abs().mean(dim=(1, 3)) / math.sqrt(self.largest)
+        value_range(weight.detach())
+        wide = weight.detach().float()
+        count = tile.split(torch.ones_like(wide)).sum(dim=(1, 3))  # without what fills up ragged tiles
+        start = 2 * tile.split(wide.abs()).sum(dim=(1, 3)) / count / self.largest**0.5
         self.scale = nn.Parameter(torch.where(start > 0, start, 1.0))
-        self.gradient_scale = 1 / math.sqrt(tiles.shape[1] * tiles.shape[3] * self.largest)
+        self.register_buffer("gradient_scale", (count * self.largest).rsqrt(), persistent=False)
 
     def forward(self, weight: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Return `weight` on the grid; the gradient reaches the weight within the grid, and the step everywhere."""
-        scaled = self.scale * self.gradient_scale
-        scale = (self.scale - scaled).detach() + scaled  # the value of `scale`, a gradient made smaller
+        """Return `weight` on the grid; the gradient reaches the weight within the grid, and the step everywhere.
+
+        Errors:  ValueError if `weight` or a step size is NaN or infinite.
+        """
+        value_range(weight.detach())
+        if wrong := int((~self.scale.isfinite()).sum()):
+            raise ValueError(f"step sizes must be finite, and {wrong} are NaN or infinite: training has diverged")
+        whole = torch.where(self.scale.abs() < SMALLEST_STEP, SMALLEST_STEP, self.scale)
+        scaled = whole * self.gradient_scale
+        scale = (whole - scaled).detach() + scaled  # the value of `scale` to an ULP, a gradient made smaller
         steps = self.tile.split(weight) / scale[:, None, :, None]
         clipped = steps.clamp(-self.largest, self.largest)
         codes = clipped + (clipped.round() - clipped).detach()
-        return self.tile.join(codes * scale[:, None, :, None], weight.shape)
+        return self.tile.join(codes * scale[:, None, :, None], weight.shape).to(weight.dtype)

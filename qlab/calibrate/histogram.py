@@ -6,6 +6,7 @@ from torch import Tensor
 
 BINS = 4096
 FIRST_LIMIT = 2.0**-100
+EXACT_COUNTS = 2**24  # torch.histc counts in FP32: more values in one bin it would lose
 
 
 class Histogram:
@@ -17,27 +18,31 @@ class Histogram:
         self.low, self.high = torch.inf, -torch.inf
 
     def add(self, x: Float[Tensor, "*shape"]) -> None:
-        """Count the values of `x`.
+        """Count the values of `x`, read in FP32.
 
-        Errors:  ValueError if `x` is empty or holds NaN or infinity.
+        Errors:  ValueError if `x` is empty or holds NaN or infinity (FP64 beyond FP32 counts as such).
         """
         if not x.numel():
             raise ValueError(f"a calibration batch must hold at least one value, got shape {tuple(x.shape)}")
-        low, high = x.min().item(), x.max().item()
+        values = x.detach().float().flatten()
+        low, high = values.min().item(), values.max().item()
         if not (abs(low) < torch.inf and abs(high) < torch.inf):
-            wrong = int((~x.isfinite()).sum())
+            wrong = int((~values.isfinite()).sum())
             raise ValueError(f"a calibration batch must be finite, and holds {wrong} NaN or infinite values")
         while max(-low, high) > self.limit:
             self.counts = torch.nn.functional.pad(self.counts.view(-1, 2).sum(1), (BINS // 4, BINS // 4))
             self.limit *= 2
-        counted = torch.histc(x.detach().float(), BINS, min=-self.limit, max=self.limit)
-        self.counts += counted.cpu().double()
+        for piece in values.split(EXACT_COUNTS):
+            counted = torch.histc(
+                piece / 2 / (self.limit / 2), BINS, min=-1, max=1
+            )  # FP32 cannot hold a limit of 2^128
+            self.counts += counted.cpu().double()
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     @property
     def centers(self) -> Float[Tensor, " bins"]:
-        """The middle of each bin."""
-        return self.limit * ((2 * torch.arange(BINS) + 1) / BINS - 1)
+        """The middle of each bin, in FP64."""
+        return self.limit * ((2 * torch.arange(BINS, dtype=torch.float64) + 1) / BINS - 1)
 
     def quantile(self, share: float) -> float:
         """Return the value below which `share` of the counted values lie, to the width of a bin."""

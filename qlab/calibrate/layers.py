@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from qlab.calibrate.observers import MinMax
@@ -13,7 +13,6 @@ from qlab.quantize import (
     PER_TENSOR,
     Grid,
     Quantized,
-    int8_linear,
     int8_matmul,
     quantize_symmetric,
     quantize_with,
@@ -28,33 +27,45 @@ class DynamicLinear(nn.Module):
         weight = quantize_symmetric(linear.weight.detach(), bits=8, tile=PER_ROW)
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scale", weight.scale)
-        self.bias = linear.bias
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone())
 
     @property
     def quantized_weight(self) -> Quantized:
         return Quantized(self.codes, Grid(self.scale, None, 8, PER_ROW))
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Quantize `x`, multiply in int8, scale back."""
-        return int8_linear(x, self.quantized_weight, self.bias)
+        """Quantize `x`, multiply in int8, scale back, in the type of `x`; no gradient passes.
+
+        Errors:  ValueError if `x` is empty or holds NaN or infinity.
+        """
+        tokens = self.quantize_input(x.detach().reshape(-1, x.shape[-1]))
+        y = int8_matmul(tokens, self.quantized_weight)
+        return (y if self.bias is None else y + self.bias).to(x.dtype).view(*x.shape[:-1], -1)
+
+    def quantize_input(self, tokens: Float[Tensor, "tokens in"]) -> Quantized:
+        """Return the codes of the input, each token with a scale of its own."""
+        return quantize_symmetric(tokens, bits=8, tile=PER_ROW)
 
 
 class StaticLinear(DynamicLinear):
-    """An int8 linear layer whose input's scale and zero point were fixed beforehand: they never change again."""
+    """An int8 linear layer whose input's scale and zero point were fixed beforehand: they never change again.
+
+    Errors:  ValueError if `input_grid` is symmetric, or has more than one scale.
+    """
 
     def __init__(self, linear: nn.Linear, input_grid: Grid) -> None:
         super().__init__(linear)
-        if input_grid.zero_point is None or input_grid.tile != PER_TENSOR:
-            raise ValueError(f"the input's grid must be affine with one scale, got {input_grid.tile}")
-        self.register_buffer("input_scale", input_grid.scale)
-        self.register_buffer("input_zero_point", input_grid.zero_point)
+        if input_grid.zero_point is None or input_grid.scale.numel() != 1:
+            kind, scales = "symmetric" if input_grid.zero_point is None else "affine", input_grid.scale.numel()
+            raise ValueError(f"the input's grid must be affine with 1 scale, got {scales} of a {kind} one")
+        device = linear.weight.device
+        self.register_buffer("input_scale", input_grid.scale.to(device, copy=True))
+        self.register_buffer("input_zero_point", input_grid.zero_point.to(device, copy=True))
         self.bits = input_grid.bits
 
-    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        """Quantize `x` with the fixed constants, multiply in int8, scale back."""
-        grid = Grid(self.input_scale, self.input_zero_point, self.bits, PER_TENSOR)
-        y = int8_matmul(quantize_with(x.flatten(0, -2), grid), self.quantized_weight)
-        return (y if self.bias is None else y + self.bias).view(*x.shape[:-1], -1)
+    def quantize_input(self, tokens: Float[Tensor, "tokens in"]) -> Quantized:
+        """Return the codes of the input on the fixed grid; what lies beyond it is clamped."""
+        return quantize_with(tokens, Grid(self.input_scale, self.input_zero_point, self.bits, PER_TENSOR))
 
 
 @torch.no_grad()
@@ -79,7 +90,9 @@ def calibrate(
 def watched_inputs(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call `see(name, x)` with the input of every linear layer that runs inside."""
     hooks = [
-        layer.register_forward_pre_hook(lambda _, inputs, name=name: see(name, inputs[0]))
+        layer.register_forward_pre_hook(
+            lambda _, inputs, named, name=name: see(name, inputs[0] if inputs else named["input"]), with_kwargs=True
+        )
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear)
     ]
@@ -90,11 +103,15 @@ def watched_inputs(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iter
             hook.remove()
 
 
-def require_disjoint(calibration: Int[Tensor, "m sequence"], evaluation: Int[Tensor, "n sequence"]) -> None:
+def require_disjoint(calibration: Integer[Tensor, "m sequence"], evaluation: Integer[Tensor, "n sequence"]) -> None:
     """Refuse an evaluation in which a sequence of the calibration set turns up: its ranges would be known beforehand.
 
-    Errors:  ValueError, naming the first such sequence.
+    Whole sequences are compared: one that is only shifted is not found.
+    Errors:  ValueError, naming the first such sequence, or both lengths if they differ.
     """
+    if calibration.shape[1] != evaluation.shape[1]:
+        lengths = f"{calibration.shape[1]} and {evaluation.shape[1]}"
+        raise ValueError(f"sequences must be of one length to be compared, got {lengths}")
     seen = {row.numpy().tobytes() for row in calibration.cpu().long()}
     for place, row in enumerate(evaluation.cpu().long()):
         if row.numpy().tobytes() in seen:

@@ -58,10 +58,13 @@ class MovingAverage(MinMax):
         self.momentum, self.average = momentum, (0.0, 0.0)
 
     def observe(self, x: Float[Tensor, "*shape"]) -> None:
-        """Take a batch into account."""
+        """Take a batch into account.
+
+        Errors:  ValueError if `x` is empty or holds NaN or infinity.
+        """
         first = not self.seen.counts.any()
         super().observe(x)
-        now = (x.min().item(), x.max().item())
+        now = (x.float().min().item(), x.float().max().item())
         kept = 0.0 if first else self.momentum
         self.average = tuple(kept * old + (1 - kept) * new for old, new in zip(self.average, now, strict=True))
 
@@ -84,7 +87,7 @@ class Percentile(MinMax):
 
 
 class LeastSquares(MinMax):
-    """Clip where the mean squared error is smallest, for a number of bits; the range is symmetric.
+    """Clip where the mean squared error of symmetric codes is smallest; the range ends where the values do.
 
     Source:  Sung et al. 2015, arXiv:1511.06488, section 3.
     """
@@ -95,14 +98,17 @@ class LeastSquares(MinMax):
         self.bits = bits
 
     def _range(self) -> Range:
-        clip = mse_clip(self.seen.centers, bits=self.bits, weights=self.seen.counts.float())
+        found = self.seen.counts > 0
+        shares = self.seen.centers[found] / self.seen.limit  # the last center itself may lie beyond FP32
+        clip = self.seen.limit * mse_clip(shares, bits=self.bits, weights=self.seen.counts[found])
         return max(-clip, self.seen.low), min(clip, self.seen.high)
 
 
 class Entropy(MinMax):
     """Clip where the distribution of the quantized magnitudes diverges least from the real one.
 
-    Source:  Migacz 2017, "8-bit inference with TensorRT", GTC, slides 25 to 38.
+    The real one has all that is clipped in its last bin; bins that hold nothing stay empty when a level is spread.
+    Source:  Migacz 2017, "8-bit inference with TensorRT", GTC.
     """
 
     def __init__(self, *, bits: int) -> None:
@@ -120,7 +126,7 @@ class Entropy(MinMax):
 
 
 def _divergence(counts: Tensor, bins: int, levels: int) -> float:
-    """Return the Kullback-Leibler divergence, in nats, of `levels` levels from the first `bins` bins, tail folded in."""
+    """Return the Kullback-Leibler divergence, in nats, of `levels` levels from the first `bins` bins and the tail."""
     inside = counts[:bins]
     level = torch.arange(bins) * levels // bins
     mass = torch.zeros(levels, dtype=counts.dtype).index_add(0, level, inside)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from qlab.codebooks.nearest import NearestSearch, piece_values
+from qlab.codebooks.nearest import piece_values, search_of
 from qlab.packing import pack_codes, unpack_codes
 
 SMALLEST_NORMAL = 2.0**-126
@@ -81,7 +81,7 @@ def quantize_blockwise(
     """
     _require_blocks(x, block_size)
     flat = x.detach().reshape(-1)
-    search = NearestSearch(codebook, count=flat.numel(), device=flat.device)
+    search = search_of(codebook, flat.device)
     packed, absmax = [], []
     for start, end in _pieces(flat.numel(), block_size, flat.device):
         blocks = _blocks(flat[start:end].float(), block_size)
@@ -95,7 +95,8 @@ def quantize_blockwise(
         wrong = int((~flat.float().isfinite()).sum())
         raise ValueError(f"x must be finite in FP32, and holds {wrong} NaN or infinite values")
     kept = None if block_size is None else constants
-    return BlockwiseCodes(torch.cat(packed), kept, search.codebook, block_size, x.shape)
+    levels = codebook.detach().to(flat.device, torch.float32)
+    return BlockwiseCodes(torch.cat(packed), kept, levels, block_size, x.shape)
 
 
 def _require_blocks(x: Tensor, block_size: int | None) -> None:

@@ -37,7 +37,7 @@ def dynamic_map(*, signed: bool) -> Float[Tensor, " 256"]:
     """Return the 8-bit dynamic map: seven decades down to 10^-6, each with twice the levels of the one below it.
 
     Signed, the decade up to 1 has 64 levels of each sign; unsigned it has 128. Zero and 1 are levels of their own.
-    Source:  Dettmers et al. 2022, section 2.2, arXiv:2110.02861; Dettmers 2016, section 2, arXiv:1511.04561.
+    Source:  Dettmers et al. 2022, sections 1.3 and 2.2, arXiv:2110.02861.
     """
     decades = []
     for exponent in range(SMALLEST_DECADE, 1):

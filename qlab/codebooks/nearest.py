@@ -1,5 +1,7 @@
 """The nearest level of a codebook: exactly, and for large tensors with one look into a table for each value."""
 
+from functools import cached_property, lru_cache
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -7,49 +9,61 @@ from torch import Tensor
 CELL_BITS = 16  # values whose FP32 patterns share their upper 16 bits share a cell of the table
 CELLS = 2**CELL_BITS
 SIGN_CELL = CELLS // 2  # the first cell of the negative numbers
-TABLE_PAYS_FROM = 2**14  # values: making a table takes as long as about so many binary searches
+TABLE_PAYS_FROM = 2**10  # values: making a table takes as long as some 2^14 binary searches, but it is kept
 CPU_PIECE = 2**16  # values: their buffers stay in a core's cache
 GPU_PIECE = 2**24
 
 
 def nearest_codes(x: Float[Tensor, "*shape"], codebook: Float[Tensor, " levels"]) -> UInt8[Tensor, "*shape"]:
-    """Return the index of the level nearest to each `x`; a tie goes to the lower level, equal levels to the first.
+    """Return the index of the level nearest to each `x`; a tie goes to the lower level.
 
-    No rounding decides: `x` is compared with the largest number that is not above the midpoint of two levels.
+    No rounding decides: `x` is compared with the largest number that is not above the midpoint of two levels. Of equal
+    levels the first or the last is found. The codebook is read in FP32.
     Shapes:  codes have the shape of `x`.
     Errors:  ValueError if `x` holds NaN, or `codebook` is not 1 to 256 finite numbers in ascending order.
     """
     flat = x.detach().reshape(-1)
     if flat.dtype == torch.float64:
-        codes = torch.bucketize(flat, boundaries(codebook, flat.dtype).to(flat.device)).to(torch.uint8)
+        codes = torch.bucketize(flat, boundaries(codebook.to(flat.device, torch.float32), flat.dtype)).to(torch.uint8)
     else:
-        search = NearestSearch(codebook, count=flat.numel(), device=flat.device)
-        pieces = flat.split(piece_values(flat.device))
-        codes = torch.cat([search.find(piece.float()) for piece in pieces])
+        search = search_of(codebook, flat.device)
+        codes = torch.cat([search.find(piece.float()) for piece in flat.split(piece_values(flat.device))])
     if flat.sum().isnan() and (wrong := int(flat.isnan().sum())):  # infinities of both signs sum to NaN as well
         raise ValueError(f"x must not hold NaN, and holds {wrong}")
     return codes.view(x.shape)
 
 
 class NearestSearch:
-    """A codebook made ready to find the nearest levels of `count` FP32 values, in pieces.
+    """A codebook made ready to find the nearest levels of FP32 values.
 
-    Errors:  ValueError if `codebook` is not 1 to 256 finite numbers in ascending order.
+    Errors:  ValueError if the codebook is not 1 to 256 finite numbers in ascending order.
     """
 
-    def __init__(self, codebook: Float[Tensor, " levels"], *, count: int, device: torch.device):
-        self.codebook = codebook.detach().to(device, torch.float32)
-        self.boundaries = boundaries(self.codebook, torch.float32)
-        self.table = cell_table(self.boundaries) if count >= TABLE_PAYS_FROM else None
+    def __init__(self, codebook: Float[Tensor, " levels"]):
+        self.boundaries = boundaries(codebook, torch.float32)
+
+    @cached_property
+    def table(self) -> Tensor | None:
+        return cell_table(self.boundaries)
 
     def find(self, values: Float[Tensor, " n"]) -> UInt8[Tensor, " n"]:
         """Return the index of the level nearest to each of `values`."""
-        if self.table is None:
+        if values.numel() < TABLE_PAYS_FROM or self.table is None:
             return torch.bucketize(values, self.boundaries, out_int32=True).to(torch.uint8)
         patterns = values.view(torch.int32)
         cells = (patterns >> CELL_BITS).bitwise_and_(CELLS - 1)
         codes = torch.index_select(self.table, 0, cells).add_(patterns).bitwise_right_shift_(CELL_BITS)
         return codes.abs_().to(torch.uint8)
+
+
+def search_of(codebook: Float[Tensor, " levels"], device: torch.device) -> NearestSearch:
+    """Return the search of a codebook: made once for its levels and this device, and kept."""
+    return _search_of(tuple(codebook.detach().float().flatten().tolist()), device)
+
+
+@lru_cache(maxsize=32)
+def _search_of(levels: tuple[float, ...], device: torch.device) -> NearestSearch:
+    return NearestSearch(torch.tensor(levels, dtype=torch.float32, device=device))
 
 
 def piece_values(device: torch.device) -> int:

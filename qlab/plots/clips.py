@@ -6,7 +6,7 @@ import torch
 
 from qlab.plots.clip_curves import KEPT_WHOLE, ClipCurves
 from qlab.plots.drawings import EXPONENT, MANTISSA, SIGN, drawing, label
-from qlab.plots.numbers import percent, round_ticks, short
+from qlab.plots.numbers import percent, round_ticks, short, short_db
 
 LEFT, RIGHT = 56.0, 740.0
 BINS = 114
@@ -55,7 +55,7 @@ def _least(curves: ClipCurves) -> str:
 
 
 def _decibels(share: float) -> str:
-    return f"{-10 * math.log10(share):.1f}" if share else "∞"
+    return short_db(-10 * math.log10(share) if share else math.inf)
 
 
 def _counted(curves: ClipCurves) -> str:

@@ -50,7 +50,7 @@ class GridChoice:
     @property
     def name(self) -> str:
         kind = "affine" if self.affine else "symmetric"
-        kept = "the whole range kept" if self.clip == 1 else f"{percent(self.clip)} of the range kept"
+        kept = "whole range kept" if self.clip == 1 else f"{percent(self.clip)} of range kept"
         return f"{self.bits} bits, {kind}, {self.granularity}, {kept}"
 
     def grid(self, x: Float[Tensor, "rows columns"], tile: Tile) -> Grid:
@@ -85,7 +85,8 @@ class TileCodes:
 
 def as_matrix(x: Float[Tensor, "*shape"]) -> Float[Tensor, "rows columns"]:
     """Return a tensor of any rank and type as FP32 rows along its last axis."""
-    return x.detach().cpu().float().reshape(-1, x.shape[-1] if x.dim() else 1)
+    x = x.detach().cpu().float()
+    return x.flatten(0, -2) if x.dim() > 1 else x.reshape(1, -1)
 
 
 @dataclass(frozen=True)

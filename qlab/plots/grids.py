@@ -6,7 +6,7 @@ from torch import Tensor
 
 from qlab.plots.drawings import EXPONENT, MANTISSA, drawing, label
 from qlab.plots.grid_views import GridChoice, GridView, TileCodes, as_matrix
-from qlab.plots.numbers import percent, round_ticks, short
+from qlab.plots.numbers import percent, round_ticks, short, short_db
 from qlab.quantize import PER_TENSOR, sqnr_db, value_range
 
 LEFT, RIGHT = 8.0, 752.0
@@ -26,16 +26,17 @@ def grid_svg(
     Errors:  ValueError if `x` is empty or holds NaN or infinity.
     """
     view = GridView(as_matrix(x), choice or GridChoice())
-    drawn, whole, here = own or view.expected, _whole(view), _here(view)
-    limit = _axis(view.tile)
+    name, drawn, limit = view.choice.name, own or view.expected, _axis(view.tile)
+    taken = f"{view.quantized.bits_per_value:.2f} bits per weight with constants"
+    told = [_whole(view), _which(view), _here(view)]
     counts = torch.histc(view.tile, BINS, -limit, limit)
-    rows = [label(LEFT, 18, view.choice.name, 15), label(LEFT, 40, whole, 13), _strip(view, limit)]
-    rows += [_cut(view, limit), _values(counts), _codes(view, drawn, limit), _value_axis(limit)]
-    rows += [_legend(counts, drawn), label(LEFT, 356, here, 13)]
+    rows = [label(LEFT, 18, name, 15), label(RIGHT, 18, taken, 14, anchor="end"), label(LEFT, 40, told[0], 13)]
+    rows += [_strip(view, limit), _cut(view, limit), _values(counts), _codes(view, drawn, limit), _value_axis(limit)]
+    rows += [_legend(counts, drawn), label(LEFT, 358, told[1], 13), label(LEFT, 378, told[2], 13)]
     if note:
-        rows.append(label(LEFT, 380, note, 14))
-    told = f"{view.choice.name}: {whole}. {here}" + (f". {note}" if note else "")
-    return drawing(rows, height=392 if note else 366, told=told)
+        rows.append(label(LEFT, 402, note, 14))
+        told.append(note)
+    return drawing(rows, height=414 if note else 388, told=f"{name}: {taken}. {'. '.join(told)}")
 
 
 def bars(counts: Tensor, *, ground: float, height: float, color: str) -> str:
@@ -58,15 +59,13 @@ def _x(value: float, limit: float) -> float:
 
 
 def _whole(view: GridView) -> str:
-    """Tell the error over all tiles and what a value takes."""
-    x, quantized = view.x, view.quantized
-    if not x.any():
-        return f"every value is 0; {quantized.bits_per_value:.2f} bits per weight"
-    decibels = sqnr_db(x, quantized.dequantize())
-    relative = 10 ** (-decibels / 20)
-    values = f"all {x.numel():,} values: SQNR {decibels:.1f} dB, RMS error {percent(relative)} of the RMS value, "
+    """Tell the error over all tiles, and the share of values that is clipped."""
+    if not view.x.any():
+        return f"all {view.x.numel():,} values are 0"
+    decibels = sqnr_db(view.x, view.quantized.dequantize())
+    error = f"SQNR {short_db(decibels)} dB, RMS error {percent(10 ** (-decibels / 20))} of the RMS value"
     clipped = percent(_clipped(view)) if view.choice.clip < 1 else "none"
-    return f"{values}{clipped} clipped; {quantized.bits_per_value:.2f} bits per weight with its constants"
+    return f"all {view.x.numel():,} values: {error}, {clipped} clipped"
 
 
 def _clipped(view: GridView) -> float:
@@ -78,19 +77,24 @@ def _clipped(view: GridView) -> float:
     return ((tiles < low) | (tiles > high)).sum().item() / view.x.numel()
 
 
+def _which(view: GridView) -> str:
+    """Tell which tile is drawn, and how its step compares with one step for all tiles."""
+    if len(view.ranks) == 1:
+        return "drawn: all values, which share one step"
+    wider = view.choice.grid(view.x, PER_TENSOR).scale.item() / view.expected.scale
+    kind = view.choice.granularity.removeprefix("per ").split("s ")[0]
+    return (
+        f"drawn: {kind} {view.place + 1:,} of {len(view.ranks):,} by range; "
+        f"one step for all would be {short(wider)} times as wide"
+    )
+
+
 def _here(view: GridView) -> str:
     """Tell the step of the tile that is drawn, its error in steps, and how many of the codes it uses."""
-    expected = view.expected
-    error = (expected.values - view.tile).square().mean().sqrt().item() / expected.scale
-    low, high = view.quantized.grid.codes
-    step = f"step {short(expected.scale)}"
-    told = f"RMS error {error:.2f} steps; {len(expected.counts)} of {high - low + 1} codes used"
-    if len(view.ranks) == 1:
-        return f"{step}, {told}"
-    wider = view.choice.grid(view.x, PER_TENSOR).scale.item() / expected.scale
-    kind = view.choice.granularity.removeprefix("per ").split("s ")[0]
-    which = f"drawn: {kind} {view.place + 1:,} of {len(view.ranks):,} by range"
-    return f"{which}, {step}; one for all is {short(wider)} times as wide; {told}"
+    expected, (low, high) = view.expected, view.quantized.grid.codes
+    error = ((expected.values - view.tile) / expected.scale).square().mean().sqrt().item()
+    used = f"{len(expected.counts)} of {high - low + 1} codes used"
+    return f"here: step {short(expected.scale)}, RMS error {error:.2f} steps, {used}"
 
 
 def _strip(view: GridView, limit: float) -> str:
@@ -142,7 +146,7 @@ def _codes(view: GridView, drawn: TileCodes, limit: float) -> str:
     first, last = view.quantized.grid.codes
     number = drawn.counts
     places = {c: _x(drawn.scale * (c - drawn.zero_point), limit) for c in {*range(first, last + 1), *number}}
-    shown = {c: x for c, x in places.items() if LEFT - 0.5 <= x <= RIGHT + 0.5}
+    shown = {c: places[c] for c in sorted(places) if LEFT - 0.5 <= places[c] <= RIGHT + 0.5}
     apart = (RIGHT - LEFT) / 2 * abs(drawn.scale) / limit
     grid = "".join(f"M{x:.1f} {TOP}V{BOTTOM}" for x in shown.values())
     most, wide = max(number.values()), min(max(0.6 * apart, 1.2), 14)

@@ -14,6 +14,11 @@ def percent(share: float) -> str:
     return f"{shown} %".replace("-", "−")
 
 
+def short_db(decibels: float) -> str:
+    """Return decibels to one digit after the point."""
+    return f"{decibels:.1f}".replace("inf", "∞").replace("-", "−")
+
+
 def round_ticks(limit: float, *, at_most: int) -> list[float]:
     """Return the round numbers 0, s, 2s, … up to `limit` with the smallest s of 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(limit / at_most))

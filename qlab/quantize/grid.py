@@ -76,7 +76,7 @@ def code_range(bits: int, *, signed: bool) -> tuple[int, int]:
 def quantize_symmetric(x: Float[Tensor, "*shape"], *, bits: int, tile: Tile = PER_TENSOR) -> Quantized:
     """Quantize `x` to signed codes so that each tile's largest magnitude gets the largest code.
 
-    Units:   |error| <= scale / 2, but for rounding; an all-zero tile gets scale 1.
+    Units:   |error| <= scale / 2, but for rounding; a tile of zeros, or within 1e-36 of zero, gets scale 1.
     Errors:  ValueError if `bits` is not 2 to 8, or `x` is empty or holds NaN or infinity.
     Source:  Krishnamoorthi 2018, section 2.2, arXiv:1806.08342, with the codes -(2^(bits-1)-1) to 2^(bits-1)-1.
     """
@@ -106,7 +106,7 @@ def quantize_with(x: Float[Tensor, "*shape"], grid: Grid) -> Quantized:
         raise ValueError(f"scale must be {tiles} for x of shape {tuple(x.shape)}, got {got}")
     steps = _steps(x, grid)
     if not math.isfinite(steps.sum()):  # no NaN or infinity hides in a sum
-        _refuse_non_finite(x)
+        refuse_non_finite(x)
     if grid.zero_point is not None:
         steps += grid.zero_point[:, None, :, None]
     codes = steps.clamp_(*grid.codes).to(torch.int8 if grid.zero_point is None else torch.uint8)
@@ -153,26 +153,28 @@ def value_range(
 
 def _extremes(x: Tensor, tile: Tile) -> tuple[Tensor, Tensor]:
     tiles = tile.split(x.detach())
-    low, high = _wide(tiles.amin(dim=(1, 3))), _wide(tiles.amax(dim=(1, 3)))
-    if not math.isfinite((high - low).sum()):  # a sum of finite numbers may overflow as well, and is not refused
-        _refuse_non_finite(x)
+    low, high = wide(tiles.amin(dim=(1, 3))), wide(tiles.amax(dim=(1, 3)))
+    if not math.isfinite((high - low).sum()):
+        refuse_non_finite(x)
     return low, high
 
 
 def _steps(x: Tensor, grid: Grid) -> Tensor:
     """Divide each tile by its scale and round to whole steps, ties to even."""
-    return (grid.tile.split(_wide(x.detach())) / grid.scale.detach()[:, None, :, None]).round_()
+    return (grid.tile.split(wide(x.detach())) / grid.scale.detach()[:, None, :, None]).round_()
 
 
 def _positive(scale: Tensor) -> Tensor:
-    """Replace zero by one, and subnormal numbers, too coarse for a scale, by the smallest normal one."""
-    return torch.where(scale > 0, scale.clamp(min=torch.finfo(scale.dtype).tiny), 1.0)
+    """Put one for zero, and for a subnormal number, which is too coarse for a scale: all codes are zero then."""
+    return torch.threshold(scale, torch.finfo(scale.dtype).tiny, 1.0)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Return `x` in the type that codes are computed in: FP64 as it is, all else in FP32."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _refuse_non_finite(x: Tensor) -> None:
+def refuse_non_finite(x: Tensor) -> None:
+    """Raise a ValueError if `x` holds NaN or infinity; that a sum over `x` is not finite does not say so yet."""
     if wrong := int((~x.isfinite()).sum()):
         raise ValueError(f"x must be finite, and holds {wrong} NaN or infinite values")

@@ -1,6 +1,8 @@
 """A linear layer that keeps its weight as packed codes and dequantizes it when it is called."""
 
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,7 +16,8 @@ from qlab.quantize.tiles import PER_ROW, Tile
 class QuantizedLinear(nn.Module):
     """A weight-only quantized `nn.Linear`: packed codes and scales are all it keeps, and all its `state_dict` holds.
 
-    It is made empty, to load a `state_dict` into, or by `from_linear`. `scale` is in units of the weight per code step.
+    It is made empty, to load a `state_dict` into, or by `from_linear`. `scale` is in units of the weight per code step,
+    and stays in FP32 whatever type the module is moved to: its error would be that of every weight in its tile.
     Shapes:  input (*batch, in_features), output (*batch, out_features).
     """
 
@@ -41,7 +44,7 @@ class QuantizedLinear(nn.Module):
         made.packed_codes.copy_(pack_codes((quantized.codes + largest).view(torch.uint8).flatten(), bits=bits))
         made.scale.copy_(quantized.scale)
         if linear.bias is not None:
-            made.bias = nn.Parameter(linear.bias.detach().clone())
+            made.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=linear.bias.requires_grad)
         return made.train(linear.training)
 
     @property
@@ -58,6 +61,14 @@ class QuantizedLinear(nn.Module):
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return nn.functional.linear(x, self.weight.to(x.dtype), bias)
 
+    def _apply(self, *change: Any, **options: Any) -> "QuantizedLinear":
+        """Move the buffers as `nn.Module` does, for `to`, `half` and their like, and keep the scales' type."""
+        scale = self.scale
+        super()._apply(*change, **options)
+        if self.scale.dtype != scale.dtype:
+            self.scale = scale.to(self.scale.device)
+        return self
+
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, {self.tile}"
 
@@ -65,18 +76,22 @@ class QuantizedLinear(nn.Module):
 def quantize_linears(
     module: nn.Module, *, bits: int, tile: Tile = PER_ROW, keep: tuple[nn.Module, ...] = ()
 ) -> nn.Module:
-    """Replace every `nn.Linear` inside `module`, but for those in `keep`, by its quantized form; returns `module`.
-
-    A head whose weight is the embedding's belongs into `keep`: quantized it would be stored a second time.
-    """
-    return replace_linears(module, lambda _, layer: QuantizedLinear.from_linear(layer, bits=bits, tile=tile), keep=keep)
+    """Replace the linear layers of `module` by their quantized form, as `replace_linears` does; returns `module`."""
+    return replace_linears(module, lambda _, one: QuantizedLinear.from_linear(one, bits=bits, tile=tile), keep=keep)
 
 
 def replace_linears(
     module: nn.Module, make: Callable[[str, nn.Linear], nn.Module], *, keep: tuple[nn.Module, ...] = ()
 ) -> nn.Module:
-    """Put `make(name, layer)` in the place of every `nn.Linear` inside but those in `keep`; returns `module`."""
-    for name, layer in list(module.named_modules()):
-        if isinstance(layer, nn.Linear) and name and not any(layer is kept for kept in keep):
-            module.set_submodule(name, make(name, layer))
+    """Put `make(name, layer)` in the place of every `nn.Linear` inside `module` but those in `keep`; returns `module`.
+
+    A layer whose weight another module holds too, as a tied head does, is left as it is: its weight would be stored a
+    second time. One that is used in several places stays one.
+    """
+    holders = Counter(id(held) for inner in module.modules() for held in inner.parameters(recurse=False))
+    made: dict[nn.Module, nn.Module] = {}
+    for name, layer in list(module.named_modules(remove_duplicate=False)):
+        if name and isinstance(layer, nn.Linear) and layer not in keep and holders[id(layer.weight)] == 1:
+            made[layer] = made.get(layer) or make(name, layer)
+            module.set_submodule(name, made[layer])
     return module

@@ -1,13 +1,14 @@
 """Products of codes: int8 in, int32 inside, one multiplication by the scales at the end."""
 
 import functools
+import math
 
 import torch
 from jaxtyping import Float, Int, Int8, Int32
 from torch import Tensor
 from torch.nn.functional import pad
 
-from qlab.quantize.grid import Grid, Quantized, quantize_symmetric
+from qlab.quantize.grid import Grid, Quantized, refuse_non_finite, symmetric_grid_of, wide
 from qlab.quantize.tiles import PER_ROW
 
 LARGEST_INT32 = 2**31 - 1
@@ -23,6 +24,34 @@ def int8_matmul(x: Quantized, w: Quantized) -> Float[Tensor, "tokens out"]:
              with 8 bits beyond K = 133 144, with a zero point in one factor 66 311, in both 33 025.
     Source:  Jacob et al. 2018, equations 4 and 7, arXiv:1712.05877.
     """
+    return _rescaled(_sum_of_products(x, w), x, w)
+
+
+def int8_linear(
+    x: Float[Tensor, "*batch K"], w: Quantized, bias: Float[Tensor, " out"] | None = None
+) -> Float[Tensor, "*batch out"]:
+    """Apply a linear layer in int8: `x` is quantized on the spot, each token with a scale of its own.
+
+    The result has the type of `x`; no gradient reaches `x` through it.
+    Errors:  ValueError if `x` is empty or holds NaN or infinity, or as for `int8_matmul`.
+    """
+    tokens = _quantize_tokens(wide(x.detach()).reshape(-1, x.shape[-1]))
+    return _rescaled(_sum_of_products(tokens, w), tokens, w, bias).to(x.dtype).view(*x.shape[:-1], -1)
+
+
+def _quantize_tokens(x: Float[Tensor, "tokens K"]) -> Quantized:
+    """Return the same as `quantize_symmetric` gives at 8 bits and `PER_ROW`, sooner: no tiles have to be cut."""
+    if not x.numel():
+        raise ValueError(f"x must hold at least one value, got shape {tuple(x.shape)}")
+    absmax = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))
+    if not math.isfinite(absmax.sum()):
+        refuse_non_finite(x)
+    grid = symmetric_grid_of(absmax, bits=8, tile=PER_ROW)
+    return Quantized((x / grid.scale).round_().to(torch.int8), grid)
+
+
+def _sum_of_products(x: Quantized, w: Quantized) -> Int32[Tensor, "tokens out"]:
+    """Sum (X - Z_x)(W - Z_w) over K."""
     _refuse_what_has_no_product(x, w)
     (x_codes, x_zero), (w_codes, w_zero) = _signed(x), _signed(w)
     total = _integer_product(x_codes, w_codes)
@@ -32,20 +61,14 @@ def int8_matmul(x: Quantized, w: Quantized) -> Float[Tensor, "tokens out"]:
         total -= x_codes.sum(1, keepdim=True, dtype=torch.int32) * w_zero.T
     if x_zero is not None and w_zero is not None:
         total += x_codes.shape[1] * x_zero * w_zero.T
-    return (total * x.scale).mul_(w.scale.T)
+    return total
 
 
-def int8_linear(
-    x: Float[Tensor, "*batch K"], w: Quantized, bias: Float[Tensor, " out"] | None = None
-) -> Float[Tensor, "*batch out"]:
-    """Apply a linear layer in int8: `x` is quantized on the spot, each token with a scale of its own.
-
-    The result has the type of `x`. No gradient flows through it.
-    """
-    y = int8_matmul(quantize_symmetric(x.reshape(-1, x.shape[-1]), bits=8, tile=PER_ROW), w)
-    if bias is not None:
-        y += bias
-    return y.to(x.dtype).reshape(*x.shape[:-1], -1)
+def _rescaled(
+    total: Int32[Tensor, "tokens out"], x: Quantized, w: Quantized, bias: Float[Tensor, " out"] | None = None
+) -> Float[Tensor, "tokens out"]:
+    y = total * x.scale
+    return y.mul_(w.scale.T) if bias is None else torch.addcmul(bias, y, w.scale.T)
 
 
 def _refuse_what_has_no_product(x: Quantized, w: Quantized) -> None:
@@ -82,7 +105,7 @@ def _integer_product(x: Int8[Tensor, "tokens K"], w: Int8[Tensor, "out K"]) -> I
     if not _int_mm_is_exact():
         return _product_in_parts(x, w)
     if 16 * len(x) <= len(w):
-        return torch._int_mm(w, x.T).T  # it rearranges its second factor at each call: let that be the small one
+        return torch._int_mm(w, x.T).T.contiguous()  # it rearranges its second factor: let that be the small one
     return torch._int_mm(x, w.T)
 
 

@@ -32,14 +32,16 @@ class Tile:
         """Return `x` as (tiles down, tile rows, tiles across, tile columns), ragged tiles filled up with zeros."""
         rows, columns = self._matrix(x.shape)
         height, width = self.rows or rows, self.columns or columns
-        matrix = x.reshape(rows, columns)
-        if rows % height or columns % width:
-            matrix = torch.nn.functional.pad(matrix, (0, -columns % width, 0, -rows % height))
+        if not (rows % height or columns % width):
+            return x.reshape(rows // height, height, columns // width, width)
+        matrix = torch.nn.functional.pad(x.reshape(rows, columns), (0, -columns % width, 0, -rows % height))
         return matrix.reshape(matrix.shape[0] // height, height, matrix.shape[1] // width, width)
 
     def join(self, tiles: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
         """Return what `split` made of a tensor of `shape`, as that tensor."""
         rows, columns = self._matrix(shape)
+        if tiles.numel() == rows * columns:
+            return tiles.reshape(shape)
         return tiles.reshape(tiles.shape[0] * tiles.shape[1], -1)[:rows, :columns].reshape(shape)
 
     def _matrix(self, shape: torch.Size | tuple[int, ...]) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from qlab.checks.report import Refused
 from qlab.damage import TILES
 from qlab.plots import ClipCurves, GridChoice, GridView, TileCodes, clip_curves, clip_svg, grid_svg
 from qlab.plots.grid_views import as_matrix
-from qlab.plots.numbers import percent, short
+from qlab.plots.numbers import percent, short, short_db
 from qlab.quantize import sqnr_db
 from qlab.widgets.layout import WIDE
 
@@ -191,4 +191,4 @@ def _fault(own: TileCodes, view: GridView) -> str:
 
 
 def _quality(own: TileCodes, view: GridView) -> str:
-    return f", SQNR {sqnr_db(view.tile, own.values):.1f} dB" if view.tile.any() else ""
+    return f", SQNR {short_db(sqnr_db(view.tile, own.values))} dB" if view.tile.any() else ""

@@ -44,13 +44,20 @@ def check_weight_gib(weight_gib: LearnerFunction, draw: torch.Generator) -> None
     def size() -> int:
         return drawn(2_000, 400_000, draw) * 1_000_000
 
+    def small() -> int:
+        return drawn(8, 60, draw) * 2**17  # whole blocks: a ragged one that is rounded up would show
+
     with part("32, 16, 8 and 4 bits, without constants"):
-        _compare(weight_gib, [Case(size(), bits) for bits in (32, 16, 8, 4)])
+        _compare(weight_gib, [Case(small(), 4), *(Case(size(), bits) for bits in (32, 16, 8, 4))])
     with part("an FP32 constant for each block"):
-        _compare(weight_gib, [Case(size(), bits, 2 ** drawn(5, 8, draw)) for bits in (4, 3, 8)])
+        _compare(
+            weight_gib,
+            [Case(each(), bits, 2 ** drawn(5, 8, draw)) for each, bits in ((size, 4), (size, 3), (small, 8))],
+        )
     with part("double quantization: 8-bit constants, and FP32 ones for those"):
         blocks = [(32, 512)] + [(2 ** drawn(5, 7, draw), 2 ** drawn(8, 9, draw)) for _ in range(2)]
-        _compare(weight_gib, [Case(size(), bits, *sizes) for bits, sizes in zip((4, 3, 4), blocks, strict=True)])
+        sizes = (size(), size(), small())
+        _compare(weight_gib, [Case(n, bits, *each) for n, bits, each in zip(sizes, (4, 3, 4), blocks, strict=True)])
 
 
 def _compare(weight_gib: LearnerFunction, cases: list[Case]) -> None:
@@ -128,7 +135,7 @@ SLIPS: tuple[tuple[str, str, Callable[[Case], float]], ...] = (
         ("rounds-the-result", "Return the number as it comes: rounding is for the one who prints it.", rounded)
         for rounded in (
             lambda case: math.floor(case.gib()),
-            *(lambda case, places=places: round(case.gib(), places) for places in (0, 1, 2, 3)),
+            *(lambda case, places=places: round(case.gib(), places) for places in (0, 1, 2, 3, 4)),
         )
     ),
 )

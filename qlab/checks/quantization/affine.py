@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qlab import quantize
 from qlab.checks.expect import as_number, as_tensor, require_values
@@ -19,7 +20,7 @@ from qlab.checks.quantization.codes import (
     uniform,
     unpacked,
 )
-from qlab.checks.report import Refused, check, part, require
+from qlab.checks.report import check, part, require
 
 RESULTS = ("codes", "scale", "zero_point")
 
@@ -68,59 +69,68 @@ def _pushed_past(bits: int, draw: torch.Generator) -> Case:
 
 
 def _scales(quantize_affine: LearnerFunction, cases: list[Case]) -> None:
-    got = [as_number(_results(quantize_affine, case)[1], call=f"the scale of {case.call}") for case in cases]
+    results = [_results(quantize_affine, case) for case in cases]
+    got = [as_number(result[1], call=f"{case.call}[1]") for case, result in zip(cases, results, strict=True)]
     require_close(
-        torch.tensor(got),
+        doubles(got),
         doubles([case.scale for case in cases]),
-        given=lambda i: f"`{cases[i].call}`, the scale",
+        given=lambda i: f"{cases[i].told} (the scale)",
         suspects=wrong_scales(cases),
     )
 
 
 def _zero_points(quantize_affine: LearnerFunction, cases: list[Case]) -> None:
-    calls = [f"the zero point of {case.call}" for case in cases]
-    got = [as_number(_results(quantize_affine, case)[2], call=call) for case, call in zip(cases, calls, strict=True)]
-    given, where = doubles(got), doubles([-case.low / case.scale for case in cases])
+    results = [_results(quantize_affine, case) for case in cases]
+    got = doubles([as_number(result[2], call=f"{case.call}[2]") for case, result in zip(cases, results, strict=True)])
+    where = doubles([-case.low / case.scale for case in cases])
     largest = doubles([case.largest for case in cases])
-    rule = clamped(torch.zeros(()), largest)
     require_values(
-        given,
-        near(rule, where, given),
-        given=lambda i: f"`{calls[i]}`",
-        suspects=lambda: wrong_zero_points(cases, given, where, largest),
-    )
-
-
-def _codes(quantize_affine: LearnerFunction, case: Case) -> None:
-    """Require the nearest codes on the grid that was returned with them."""
-    codes, scale, zero_point = _results(quantize_affine, case)
-    got = as_tensor(codes, tuple(case.x.shape), call=f"the codes of {case.call}")
-    step = as_number(scale, call=f"the scale of {case.call}")
-    zero = as_number(zero_point, call=f"the zero point of {case.call}")
-    steps = case.x.double() / step + zero
-    flat = case.x.flatten()
-    require_codes(
         got,
-        steps,
-        clamped(0, case.largest),
-        given=lambda i: f"`{case.call}`, scale {step:.6g}, zero point {zero:g}, the value {flat[i].item():.6g}",
-        slips=wrong_codes(case.largest, zero),
+        near(clamped(0 * largest, largest), where, got),
+        given=lambda i: f"{cases[i].told} (the zero point)",
+        suspects=lambda: wrong_zero_points(cases, got, where, largest),
     )
 
 
 def _type_of_codes(quantize_affine: LearnerFunction, case: Case) -> None:
-    codes, scale, zero_point = _results(quantize_affine, case)
-    dtype, got = dtype_of(codes), as_tensor(codes, tuple(case.x.shape), call=f"the codes of {case.call}")
-    lowest = as_number(zero_point, call="Z") + (case.x.min() / as_number(scale, call="S")).item()
-    wrapped = dtype == "int8" and bool((got < 0).any()) and lowest > -1  # no value belongs below code 0
+    dtype = dtype_of(_results(quantize_affine, case)[0])
+    got, steps, _ = _steps(quantize_affine, case)
+    wrapped = dtype == "int8" and bool((got < 0).any()) and bool((steps > -1).all())  # no value belongs below code 0
     require(
         dtype == "uint8",
-        f"`{case.call}`: the codes are {dtype}, from {got.min():g} to {got.max():g}, expected uint8",
+        f"given {case.told}, got codes of {dtype}, from {got.min():g} to {got.max():g}, expected uint8",
         misconception="unsigned-codes-in-int8" if wrapped else "not-uint8",
         thought="int8 ends at 127, and every code above comes back negative: codes 0 … 255 take `torch.uint8`."
         if wrapped
         else "A code takes one byte without a sign: end with `.to(torch.uint8)`.",
     )
+
+
+def _codes(quantize_affine: LearnerFunction, case: Case) -> None:
+    """Require the nearest codes on the grid that was returned with them."""
+    got, steps, zero = _steps(quantize_affine, case)
+    flat = case.x.flatten().tolist()
+    require_codes(
+        got,
+        steps,
+        clamped(0, case.largest),
+        given=lambda i: f"{flat[i]:.6g} in {case.told}, with your zero point {zero:g} (the code)",
+        slips=wrong_codes(case.largest, zero),
+    )
+
+
+def _steps(quantize_affine: LearnerFunction, case: Case) -> tuple[Tensor, Tensor, float]:
+    """Return the codes, where they should be before rounding on the grid that came with them, and its zero point."""
+    codes, scale, zero_point = _results(quantize_affine, case)
+    got = as_tensor(codes, tuple(case.x.shape), call=f"{case.call}[0]").double()
+    step, zero = as_number(scale, call=f"{case.call}[1]"), as_number(zero_point, call=f"{case.call}[2]")
+    require(
+        0 < step < torch.inf and abs(zero) < torch.inf,
+        f"given {case.told}, got scale {step:g} and zero point {zero:g}, expected a positive, finite scale",
+        misconception="divides-by-zero",
+        thought="A range of zero makes S = 0 and Z = 0 / 0: widen it to contain zero; if all is zero take S = 1.",
+    )
+    return got, case.x.double() / step + zero, zero
 
 
 def _dequantized(dequantize_affine: LearnerFunction, draw: torch.Generator) -> None:
@@ -133,34 +143,24 @@ def _dequantized(dequantize_affine: LearnerFunction, draw: torch.Generator) -> N
         require_close(
             got,
             scale.double() * (flat - zero_point),
-            given=lambda i, call=call, flat=flat: f"`{call}`, code {int(flat[i])}",
+            given=lambda i, call=call, flat=flat: f"code {int(flat[i])} in {call}",
             suspects=wrong_values(flat, scale.double(), zero_point),
+            span=255 * scale.double(),  # S · code and S · Z may be rounded before one is subtracted from the other
         )
 
 
 def _constants(quantize_affine: LearnerFunction, draw: torch.Generator) -> None:
     for value in (0.0, uniform(0.5, 9.0, (), draw).item(), -uniform(0.5, 9.0, (), draw).item()):
         case = Case(torch.full((6,), value), 8)
-        codes, scale, zero_point = _results(quantize_affine, case)
-        call = f"quantize_affine(x, 8), x all {value:.6g}"
-        step, zero = as_number(scale, call=f"the scale of {call}"), as_number(zero_point, call=f"Z of {call}")
-        finite = 0 < step < torch.inf and abs(zero) < torch.inf
+        got, _, zero = _steps(quantize_affine, case)
+        step = as_number(_results(quantize_affine, case)[1], call=f"{case.call}[1]")
+        error = (step * (got - zero) - value).abs().max().item()
         require(
-            finite,
-            f"`{call}`: got scale {step:g} and zero point {zero:g}, expected a positive, finite scale",
-            misconception="divides-by-zero",
-            thought="A range of zero makes S = 0 and Z = 0 / 0: widen it to contain zero; if all is zero take S = 1.",
+            error <= case.scale / 2 + 1e-6 * abs(value),
+            f"given {case.told}, the codes stand for {step * (got[0] - zero):.6g}, expected {value:.6g}",
+            misconception="loses-a-constant",
+            thought="Widened to contain zero, the range of a constant is as long as the constant: no special case.",
         )
-        back = step * (as_tensor(codes, (6,), call=f"the codes of {call}").double() - zero)
-        half_a_step = case.scale / 2 + 1e-6 * abs(value)
-        worst = (back - value).abs().max().item()
-        if not worst <= half_a_step:
-            raise Refused(
-                f"`{call}`: codes, scale and zero point stand for {back[0]:.6g},"
-                f" an error of {worst:.3g}, expected at most {half_a_step:.3g}",
-                misconception="loses-a-constant",
-                thought="Widened to contain zero, the range of a constant is as long as the constant: no special case.",
-            )
 
 
 def _results(quantize_affine: LearnerFunction, case: Case) -> tuple[Any, ...]:

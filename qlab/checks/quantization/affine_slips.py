@@ -20,8 +20,12 @@ class Case:
 
     @property
     def call(self) -> str:
-        low, high = self.x.min().item(), self.x.max().item()
-        return f"quantize_affine(x, {self.bits}), x from {low:.6g} to {high:.6g}"
+        return f"quantize_affine(x, {self.bits})"
+
+    @property
+    def told(self) -> str:
+        """What was given, in words."""
+        return f"x from {self.x.min().item():.6g} to {self.x.max().item():.6g}, bits={self.bits}"
 
     @property
     def largest(self) -> int:
@@ -84,7 +88,7 @@ def wrong_zero_points(cases: list[Case], got: Tensor, where: Tensor, largest: Te
         yield Suspect("zero-point-outside-the-codes", outside, near(rule, excluded, got))
         yield Suspect("zero-point-outside-the-codes", outside, near(lambda z, rule=rule: rule(z) % 256, excluded, got))
     clipped = "Clamping Z is too late where zero is out of the range: widen the range first, then S and Z follow."
-    yield Suspect("excludes-zero", clipped, near(clamped(torch.zeros(()), largest), excluded, got))
+    yield Suspect("excludes-zero", clipped, near(clamped(0 * largest, largest), excluded, got))
     cuts = "`.int()` cuts toward zero: round Z to the nearest."
     yield Suspect("truncates-the-zero-point", cuts, near(torch.trunc, where, got))
     signed = "Z is on the scale of *unsigned* codes here: 0 is the smallest, not −2^(bits−1)."

@@ -68,14 +68,8 @@ def _codebook(kmeans_codebook: LearnerFunction, x: Tensor, bits: int) -> Tensor:
 
 def _require_means(x: Tensor, codebook: Tensor) -> None:
     centroids, low, high = _means(x.double(), codebook)
-    require(
-        len(centroids) > 1,
-        f"given {len(x)} different values, got the codebook {_listed(codebook)}: one centroid has all of them",
-        misconception="one-centroid-has-all",
-        thought="Start from centroids that differ: some of the values, quantiles, or points between min and max.",
-    )
     apart = torch.maximum(low - centroids, centroids - high) / x.double().std()
-    if apart.max() <= AT_REST:
+    if apart.max() <= AT_REST and len(centroids) > 1:
         return
     worst = int(apart.argmax())
     misconception, thought = _diagnosis(x.double(), codebook)
@@ -134,6 +128,8 @@ def _means(x: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _diagnosis(x: Tensor, codebook: Tensor) -> tuple[str, str]:
     """Name the slip whose own rule gives every centroid, to a thousandth of a standard deviation."""
     got, near = codebook.sort().values, 1e-3 * x.std()
+    if got[0] == got[-1]:
+        return "all-centroids-equal", "Start from centroids that differ: values of x, quantiles, points of its range."
     for misconception, thought, rule in SLIPS:
         for values in rule(x, codebook):
             if ((values.sort().values - got).abs() <= near).all():

@@ -44,7 +44,7 @@ def uniform(low: float, high: float, shape: tuple[int, ...], draw: torch.Generat
     return torch.empty(shape).uniform_(low, high, generator=draw)
 
 
-def clamped(low: float, high: float, to_integer: Rule = torch.round) -> Rule:
+def clamped(low: float | Tensor, high: float | Tensor, to_integer: Rule = torch.round) -> Rule:
     """Return the rule that makes steps whole and keeps them between two codes."""
     return lambda steps: to_integer(steps).clamp(low, high)
 
@@ -75,9 +75,10 @@ def require_codes(
     )
 
 
-def close(values: Tensor, got: Tensor) -> Tensor:
-    """Return `values`, but what was got wherever that is within a millionth."""
-    return torch.where((got - values).abs() <= SCALE_TOLERANCE * values.abs(), got, values)
+def close(values: Tensor, got: Tensor, span: Tensor | None = None) -> Tensor:
+    """Return `values`, but what was got wherever that is within a millionth of `span`, else of the value."""
+    span = values.abs() if span is None else span
+    return torch.where((got - values).abs() <= SCALE_TOLERANCE * span, got, values)
 
 
 def require_close(
@@ -86,14 +87,15 @@ def require_close(
     *,
     given: Callable[[int], str],
     suspects: Iterable[Suspect] = (),
+    span: Tensor | None = None,
 ) -> None:
-    """Refuse the part unless each value is within a millionth of the expected one; suspects fit as closely."""
+    """Refuse the part unless each value is within a millionth of the expected one, or of `span`; suspects as well."""
     got, expected = got.double().flatten(), expected.double().flatten()
     require_values(
         got,
-        close(expected, got),
+        close(expected, got, span),
         given=given,
         suspects=lambda: [
-            Suspect(s.misconception, s.thought, close(s.values.double().flatten(), got)) for s in suspects
+            Suspect(s.misconception, s.thought, close(s.values.double().flatten(), got, span)) for s in suspects
         ],
     )

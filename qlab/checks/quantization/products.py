@@ -140,16 +140,19 @@ def require_within(
     given: Callable[[int], str],
     suspects: Callable[[], Iterable[Suspect]] = tuple,
 ) -> None:
-    """Refuse the part unless each value is as near to the expected one as `allowed` there; suspects fit as closely."""
+    """Refuse the part unless each value is as near to the expected one as `allowed` there; suspects fit as closely.
 
-    def snapped(values: Tensor) -> Tensor:
-        return torch.where((got - values).abs() <= allowed, got, values)
+    A suspect may be far larger than what was expected, and is allowed the rounding of its own size.
+    """
+
+    def snapped(values: Tensor, rounding: float = 0.0) -> Tensor:
+        return torch.where((got - values).abs() <= allowed + rounding * values.abs(), got, values)
 
     require_values(
         got,
         snapped(expected),
         given=given,
-        suspects=lambda: [Suspect(s.misconception, s.thought, snapped(s.values)) for s in suspects()],
+        suspects=lambda: [Suspect(s.misconception, s.thought, snapped(s.values, ROUNDING)) for s in suspects()],
     )
 
 

@@ -141,6 +141,11 @@ def to_one_decimal(parameters, bits, block_size, second_block_size):
 
 
 @BANK.wrong("rounds-the-result")
+def to_four_decimals(parameters, bits, block_size, second_block_size):
+    return round(gib(parameters, bits, block_size, second_block_size), 4)
+
+
+@BANK.wrong("rounds-the-result")
 def to_whole_gibibytes(parameters, bits, block_size, second_block_size):
     return round(gib(parameters, bits, block_size, second_block_size))
 

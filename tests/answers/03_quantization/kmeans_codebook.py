@@ -62,6 +62,15 @@ def from_distant_values_in_turn(x, bits):
 
 
 @BANK.right
+def from_values_that_are_likely_far_apart(x, bits):
+    centroids = x[:1]
+    for _ in range(2**bits - 1):
+        distance = (x[:, None] - centroids).square().amin(1)
+        centroids = torch.cat([centroids, x[torch.multinomial(distance + 1e-12, 1)]])
+    return lloyd(x, centroids)
+
+
+@BANK.right
 def with_sums_and_counts(x, bits):
     levels = 2**bits
     centroids = from_the_quantiles(x, levels)
@@ -89,7 +98,7 @@ def with_sums_of_sorted_values(x, bits):
     return centroids
 
 
-@BANK.right
+@BANK.right_but_slow
 def empty_ones_move_to_the_farthest_value(x, bits):
     levels = 2**bits
     centroids = from_the_range(x, levels)
@@ -307,12 +316,12 @@ def leaves_the_empty_ones_out(x, bits):
     return centroids[torch.bincount(nearest(x, centroids), minlength=levels) > 0]
 
 
-@BANK.wrong("one-centroid-has-all")
+@BANK.wrong("all-centroids-equal")
 def the_mean_at_every_level(x, bits):
     return x.mean().repeat(2**bits)
 
 
-@BANK.wrong("one-centroid-has-all")
+@BANK.wrong("all-centroids-equal")
 def zeros(x, bits):
     levels = 2**bits
     return torch.zeros(levels)

@@ -134,6 +134,23 @@ class KeepsItsOwnState(nn.Module):
         )
 
 
+class ItsStateIsExtra(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        weight = linear.weight.detach()
+        self.kept = row_scale(weight), (weight / row_scale(weight)).round().to(torch.int8)
+        self.bias = linear.bias
+
+    def get_extra_state(self):
+        return self.kept
+
+    def set_extra_state(self, state):
+        self.kept = state
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.kept[0] * self.kept[1], self.bias)
+
+
 def by_qlab(linear):
     return quantize.QuantizedLinear.from_linear(linear, bits=8)
 
@@ -424,7 +441,16 @@ class NeedsABias(Base):
 
 RIGHT = (
     *(Base, BiasIsAParameter, CodesAreAParameter, GroupsOfSixteen, UnsignedAndFlat, ScalesOfSixteenBits),
-    *(AffineRows, InverseScale, InNumpy, KeepsItsOwnState, by_qlab, by_qlab_in_groups),
+    *(
+        InTorchsOwnQuantizedTensor,
+        ItsStateIsExtra,
+        AffineRows,
+        InverseScale,
+        InNumpy,
+        KeepsItsOwnState,
+        by_qlab,
+        by_qlab_in_groups,
+    ),
 )
 WRONG = {
     "keeps-the-float-weight": (

@@ -1,0 +1,36 @@
+"""Outliers: the few dimensions that stretch every scale; how to find them, plant them, and live with them."""
+
+from qlab.outliers.finding import COURSE_MODEL_RULE, PAPER_RULE, OutlierRule, find_outliers, plant_outliers
+from qlab.outliers.readers import NormWithReaders, divide_channels, norm_outputs, norms_with_readers
+from qlab.outliers.remedies import (
+    Decomposed,
+    hadamard_transform,
+    mixed_decomposition_matmul,
+    smooth,
+    smoothing_scales,
+)
+from qlab.outliers.trials import REMEDIES, apply_remedy, clipped, decomposed, rotated, rounded, smoothed
+
+__all__ = [
+    "COURSE_MODEL_RULE",
+    "PAPER_RULE",
+    "REMEDIES",
+    "Decomposed",
+    "NormWithReaders",
+    "OutlierRule",
+    "apply_remedy",
+    "clipped",
+    "decomposed",
+    "divide_channels",
+    "find_outliers",
+    "hadamard_transform",
+    "mixed_decomposition_matmul",
+    "norm_outputs",
+    "norms_with_readers",
+    "plant_outliers",
+    "rotated",
+    "rounded",
+    "smooth",
+    "smoothed",
+    "smoothing_scales",
+]

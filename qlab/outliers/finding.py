@@ -1,0 +1,73 @@
+"""Finding outliers: which hidden dimensions hold large values, in enough layers and for enough tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from qlab.model import Decoder
+from qlab.outliers.readers import divide_channels, norms_with_readers
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutlierRule:
+    """When a dimension counts as an outlier: large somewhere, in enough layers, and for enough of the tokens.
+
+    Units:   `magnitude` is that of an activation; the two shares are at least this, 0 to 1.
+    Source:  Dettmers et al. 2022, section 4.1, arXiv:2208.07339.
+    """
+
+    magnitude: float = 6.0
+    layer_share: float = 0.25
+    token_share: float = 0.06
+
+    def __post_init__(self) -> None:
+        if not self.magnitude > 0:
+            raise ValueError(f"magnitude must be above 0, got {self.magnitude}")
+        for name in ("layer_share", "token_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be 0 to 1, got {getattr(self, name)}")
+
+
+PAPER_RULE = OutlierRule()
+COURSE_MODEL_RULE = OutlierRule(magnitude=20.0)  # the paper's 6 is not free of scale: this fits the course model's
+
+
+def find_outliers(
+    hidden: Sequence[Float[Tensor, "tokens width"]], rule: OutlierRule = PAPER_RULE
+) -> Int[Tensor, " outliers"]:
+    """Return the dimensions that `rule` calls outliers, in rising order.
+
+    A layer counts for a dimension if it holds a value of at least `magnitude` there; the share of tokens is the one
+    over all tokens of all layers.
+    Errors:  ValueError if there is no layer, or a value is NaN or infinite.
+    """
+    if not hidden:
+        raise ValueError("outliers are found in the activations of at least one layer, got 0")
+    for place, layer in enumerate(hidden):
+        if not layer.isfinite().all():
+            raise ValueError(f"layer {place} holds {int((~layer.isfinite()).sum())} NaN or infinite values")
+    large = [layer.abs() >= rule.magnitude for layer in hidden]
+    layers = torch.stack([one.any(0) for one in large]).double().mean(0)
+    tokens = torch.cat(large).double().mean(0)
+    return ((layers >= rule.layer_share) & (tokens >= rule.token_share) & (layers > 0)).nonzero().flatten()
+
+
+def plant_outliers(model: Decoder, dimensions: Int[Tensor, " outliers"], *, strength: float) -> Decoder:
+    """Make `dimensions` of each norm's output `strength` times as large, and shrink what reads them as much; in place.
+
+    With a power of two nothing is rounded, and the model's FP32 output is the same to the last bit.
+    Errors:  ValueError if `strength` is not above 0 or a dimension does not exist.
+    """
+    width = model.config.width
+    if not strength > 0:
+        raise ValueError(f"strength must be above 0, got {strength}")
+    if dimensions.numel() and not (dimensions.min() >= 0 and dimensions.max() < width):
+        raise ValueError(f"dimensions must be 0 to {width - 1}, got {dimensions.tolist()}")
+    divisor = torch.ones(width)
+    divisor[dimensions] = 1 / strength
+    for place in norms_with_readers(model):
+        divide_channels(place, divisor.to(place.norm.weight))
+    return model

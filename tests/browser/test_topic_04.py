@@ -1,0 +1,69 @@
+"""Topic 04 in a real browser, the way a learner meets it."""
+
+import json
+import re
+
+import nbformat
+from playwright.sync_api import expect
+
+from tests.browser.jupyter import NotebookPage
+
+LESSON = "lessons/04_calibration.ipynb"
+SETUP = """
+import torch
+from qlab.widgets import ClipExplorer
+torch.manual_seed(0)
+activations = torch.randn(256, 1024) * torch.rand(1024).mul(3).exp()
+def mse_clip(x, bits):
+    return 0.5 * x.abs().max()
+"""
+OWN = "ClipExplorer(activations, mse_clip)"
+NAN = "ClipExplorer(activations / 0)"
+
+
+def test_the_lesson_runs_and_its_clip_follows_the_learner(page, server, screenshot):
+    lesson = NotebookPage(page, server, LESSON)
+    lesson.run_all()
+    expect(page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')).to_have_count(0)
+    drive_both_sliders(lesson.cell("clip-explorer"), screenshot)
+    expect(lesson.cell("clip-static").locator("svg[role=img]")).to_be_visible()
+
+
+def test_the_clip_marks_the_learners_own(page, server, screenshot):
+    cells = [
+        nbformat.v4.new_code_cell(source, id=name) for name, source in (("setup", SETUP), ("own", OWN), ("nan", NAN))
+    ]
+    path = server.course / "work" / "own_clip.ipynb"
+    path.write_text(json.dumps(nbformat.v4.new_notebook(cells=cells)), encoding="utf-8")
+    notebook = NotebookPage(page, server, "work/own_clip.ipynb")
+    notebook.run_all()
+    explorer = notebook.cell("own")
+    drawing = explorer.locator("svg[role=img]")
+    expect(drawing).to_contain_text(re.compile("your mse_clip: .* times the least error: expected "))
+    expect(explorer.locator(".found")).to_have_count(1)
+    drive_both_sliders(explorer, screenshot)
+    expect(notebook.cell("nan").locator("p[role=alert]")).to_have_text(
+        "No such clip: x must be finite, and holds 262144 NaN or infinite values."
+    )
+
+
+def drive_both_sliders(explorer, screenshot):
+    drawing = explorer.locator("svg[role=img]")
+    expect(drawing).to_have_attribute("aria-label", re.compile("^4 bits, clip at .*, 100 % of the largest magnitude"))
+    handles = explorer.locator(".noUi-handle")
+    handles.nth(0).scroll_into_view_if_needed()
+    screenshot("whole")
+    box = handles.nth(1).bounding_box()
+    explorer.page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    explorer.page.mouse.down()
+    explorer.page.mouse.move(box["x"] - 100, box["y"] + 5, steps=8)
+    explorer.page.mouse.up()
+    expect(drawing).to_have_attribute(
+        "aria-label", re.compile(r"^4 bits, clip at .*, [1-9]\d(\.\d)? % of the largest ")
+    )
+    screenshot("dragged")
+    handles.nth(0).press("End")
+    expect(drawing).to_have_attribute("aria-label", re.compile("^8 bits, clip at .* least error at .*: SQNR "))
+    handles.nth(1).press("Home")
+    expect(drawing).to_have_attribute("aria-label", re.compile("^8 bits, clip at .*, 1 % of the largest magnitude"))
+    screenshot("smallest")
