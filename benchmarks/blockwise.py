@@ -24,7 +24,7 @@ reused = torch.empty(count)
 
 
 def compare(name: str, ours: Callable[[], BlockwiseCodes], theirs: Callable[[], tuple], back: Callable) -> None:
-    """Time both ways of both, and our way back into a tensor that is there, which bitsandbytes has not on a CPU."""
+    """Time there and back for both, and back into a tensor that is there, which bitsandbytes cannot on a CPU."""
     coded, (their_codes, state) = ours(), theirs()
     quantize, their_quantize = medians_ms(ours, theirs, repeats=repeats)
     fresh, reusing, their_fresh, memory = medians_ms(
@@ -37,14 +37,10 @@ def compare(name: str, ours: Callable[[], BlockwiseCodes], theirs: Callable[[], 
     name = f"{count:,} values, {name}"
     report(f"{name}, quantize", ours=quantize, peer=their_quantize, peer_name=PEER, target="1")
     report(f"{name}, dequantize", ours=fresh, peer=their_fresh, peer_name=PEER, target="1")
-    print(f"{name}, dequantize: {memory:.4g} ms of both are the pages of a new tensor, as filling one shows")
+    print(f"{name}, dequantize: {memory:.4g} ms go into the pages of a new tensor of {PEER}, as filling one shows")
     report(
         f"{name}, dequantize into a tensor that is there", ours=reusing, peer=their_fresh, peer_name=PEER, target="1"
     )
-
-
-def error_of(codes: Tensor, codebook: Tensor, normalized: Tensor) -> Tensor:
-    return (codebook.double()[codes.flatten().long()] - normalized).abs_()
 
 
 for name, codebook in (("nf4", NF4), ("fp4", FP4)):
@@ -57,7 +53,7 @@ for name, codebook in (("nf4", NF4), ("fp4", FP4)):
     assert torch.equal(coded.absmax, state.absmax), name
     assert differ.float().mean() <= MIDPOINT_SHARE, name
     assert ((our_levels[differ] - exact).abs() < (their_levels[differ] - exact).abs()).all(), name
-    print(f"{name}: {int(differ.sum())} of {count:,} codes differ from {PEER}', and ours are the nearer ones")
+    print(f"{name}: {int(differ.sum())} of {count:,} codes differ from those of {PEER}, and there ours are nearer")
     compare(
         f"{name} in blocks of 64",
         lambda codebook=codebook: quantize_blockwise(x, codebook, block_size=64),
@@ -66,17 +62,24 @@ for name, codebook in (("nf4", NF4), ("fp4", FP4)):
     )
 
 dynamic = dynamic_map(signed=True)
+
+
+def error_of(codes: Tensor, normalized: Tensor) -> Tensor:
+    return (dynamic.double()[codes.long()] - normalized).abs_()
+
+
 for block_size in (256, 4096):
     their_codes, state = bnb.quantize_blockwise(x, code=dynamic, blocksize=block_size)
     coded = quantize_blockwise(x, dynamic, block_size=block_size)
     normalized = (x.view(-1, block_size) * (1 / coded.absmax[:, None])).view(-1)
     assert torch.equal(coded.absmax, state.absmax), block_size
     for part in slice(0, 2**20), slice(-(2**20), None):  # enough to see, and little enough to be quick
-        errors = (error_of(codes[part], dynamic, normalized[part].double()) for codes in (coded.codes, their_codes))
-        ours, theirs = errors
+        ours, theirs = (error_of(codes[part], normalized[part].double()) for codes in (coded.codes, their_codes))
         assert (ours <= theirs).all(), block_size
     share = (coded.codes != their_codes).double().mean()
-    print(f"dynamic map in blocks of {block_size}: {share:.3%} of {PEER}' codes are not the nearest, ours all are")
+    print(
+        f"dynamic map in blocks of {block_size}: {share:.3%} of the codes of {PEER} are not the nearest, ours all are"
+    )
     compare(
         f"dynamic map in blocks of {block_size}",
         lambda size=block_size: quantize_blockwise(x, dynamic, block_size=size),

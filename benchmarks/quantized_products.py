@@ -19,9 +19,10 @@ repeats = 1 if options.tiny else 30
 found = measure_linears(width=width, tokens=(1, 256), device=device, seed=SEED, repeats=repeats)
 fp32 = {one.tokens: one.microseconds for one in found if one.name == "FP32"}
 for one in found:
+    ratio = fp32[one.tokens] / one.microseconds
     print(
         f"{one.name}, {one.tokens} tokens × {width}² on {device}: {one.microseconds:.4g} µs,"
-        f" FP32 {fp32[one.tokens]:.4g} µs: {fp32[one.tokens] / one.microseconds:.2f} times as fast, relative error {one.relative_error:.2g}"
+        f" FP32 {fp32[one.tokens]:.4g} µs: {ratio:.2f} times as fast, relative error {one.relative_error:.2g}"
     )
 if options.record:
     keep_recording("03_quantization", "gpu", found, command=COMMAND, seed=SEED, device=device, width=width)

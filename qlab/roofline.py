@@ -53,7 +53,7 @@ def linear_work(tokens: int, width: int, *, weight_bits: float, activation_bits:
     """
     if min(tokens, width) < 1:
         raise ValueError(f"tokens and width must be at least 1, got {tokens} and {width}")
-    if not min(weight_bits, activation_bits, out_bits) > 0:
+    if not all(bits > 0 for bits in (weight_bits, activation_bits, out_bits)):
         raise ValueError(f"bits must be above 0, got {weight_bits}, {activation_bits} and {out_bits}")
     bits = width * width * weight_bits + tokens * width * (activation_bits + out_bits)
     return Work(2.0 * tokens * width * width, bits / 8)

@@ -30,8 +30,10 @@ def test_both_parts_add_up_to_the_error_of_quantizing(bits):
 def test_mse_clip_is_as_good_as_any_of_many_clips(bits):
     x = torch.distributions.StudentT(4.0).sample((2000,))
     clips = torch.linspace(0, 1, 501)[1:] * x.abs().max()
-    least = clip_errors(x, clips, bits=bits).total.min().item()
-    assert squared_error(x, mse_clip(x, bits=bits), bits) <= 1.01 * least
+    found = mse_clip(x, bits=bits)
+    near = (found * torch.linspace(0.99, 1.01, 101)).clamp(max=x.abs().max())
+    least = clip_errors(x, torch.cat([clips, near]), bits=bits).total.min().item()
+    assert squared_error(x, found, bits) <= (1 + 1e-5) * least  # sums of 2 000 terms in FP32
 
 
 @pytest.mark.parametrize("scale", [1e-36, 1e-24, 1.0, 1e20, 1e37])

@@ -108,9 +108,9 @@ def test_layers_refuse_bad_input(kind):
 
 def test_a_static_layer_wants_one_affine_scale():
     x = torch.randn(3, 4)
-    with pytest.raises(ValueError, match="affine with 1 scale, got 1 of a symmetric one"):
+    with pytest.raises(ValueError, match="affine with 1 scale, got symmetric with 1"):
         StaticLinear(nn.Linear(4, 8), symmetric_grid(x, bits=8))
-    with pytest.raises(ValueError, match="affine with 1 scale, got 3 of a affine one"):
+    with pytest.raises(ValueError, match="affine with 1 scale, got affine with 3"):
         StaticLinear(nn.Linear(4, 8), affine_grid(x, bits=8, tile=PER_ROW))
 
 

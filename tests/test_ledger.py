@@ -3,7 +3,10 @@
 import matplotlib as mpl
 import pytest
 
-from qlab.ledger import LedgerEntry, entries_so_far, pareto, show_ledger
+from qlab.corpus import load_corpus
+from qlab.ledger import LedgerEntry, entries_so_far, held_out_quality, pareto, show_ledger
+from qlab.model import load_course_model
+from qlab.scoring import held_out_bits
 
 mpl.use("agg")
 FULL = LedgerEntry(
@@ -54,3 +57,11 @@ def test_the_picture_has_a_series_for_each_topic_with_numbers():
 
 def test_an_empty_ledger_is_an_empty_picture():
     assert not pareto().lines
+
+
+@pytest.mark.slow
+def test_every_topic_scores_on_the_same_windows():
+    model = load_course_model()
+    quality = held_out_quality(model)
+    text = load_corpus().validation[: 16 * 512 + 1]
+    assert quality == pytest.approx(held_out_bits(model, text, sequence=512).mean().item())

@@ -8,7 +8,7 @@ import pytest
 
 from qlab import page
 from qlab.checks.learner import STUB_MESSAGE
-from qlab.page import Prediction, attempt, provenance_line, recorded, table
+from qlab.page import Prediction, attempt, how_to_get, missing, provenance_line, recorded, table
 
 mpl.use("agg")
 
@@ -110,3 +110,11 @@ def test_a_recording_comes_with_its_provenance_or_says_that_there_is_none(course
 def test_shown_source_is_the_source(shown):
     page.show_source(page.table)
     assert "`qlab/page.py`, line" in shown[-1].data and "def table(" in shown[-1].data
+
+
+def test_a_package_that_is_not_there_is_named_with_the_command_that_brings_it():
+    assert missing("torch", "json") == []
+    absent = missing("torch", "a_package_that_nobody_made")
+    assert absent == ["a_package_that_nobody_made"]
+    line = how_to_get("onnx", absent).data
+    assert "a_package_that_nobody_made is not installed" in line and '-e ".[onnx]"' in line

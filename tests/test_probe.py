@@ -1,11 +1,11 @@
-"""What checks take around a call: bytes saved for backward, of a learner's function and of any other."""
+"""What checks take around a call: bytes saved for backward and gradients, of a learner's function and of any other."""
 
 import pytest
 import torch
 from torch import nn
 
 from qlab.checks.learner import STUB_MESSAGE, Crashed, LearnerFunction, NotAnswered
-from qlab.checks.probe import saved_bytes
+from qlab.checks.probe import gradients, saved_bytes
 
 
 def stub(x):
@@ -33,3 +33,72 @@ def test_an_answer_that_fails_fails_as_in_a_plain_call(function, error):
     with pytest.raises(error):
         saved_bytes(LearnerFunction(function), torch.ones(2))
     assert saved_bytes(torch.exp, torch.ones(2, requires_grad=True)) == 8  # nothing of the failed call is left behind
+
+
+def test_gradients_are_those_of_the_weighted_sum_for_each_floating_argument():
+    x, y, index = torch.randn(3, 4), torch.randn(4), torch.tensor([2, 0])
+    upstream = torch.randn(2, 4)
+    slope = 2 * (x * y)[index] * upstream
+
+    def powers(x, index, y, power):
+        return (x * y)[index] ** power
+
+    for f in (powers, LearnerFunction(powers)):
+        of_x, of_y = gradients(f, x, index, y, 2, upstream=upstream)
+        assert torch.allclose(of_x[index], slope * y) and of_x[1].count_nonzero() == 0
+        assert torch.allclose(of_y, (slope * x[index]).sum(0))
+    (plain,) = gradients(torch.square, x)
+    assert torch.equal(plain, 2 * x)
+    assert not x.requires_grad and x.grad is None
+
+
+def test_a_view_keeps_its_layout_and_work_in_place_is_the_functions_own_affair():
+    strides, x = [], torch.randn(5, 3).T
+
+    def doubles_in_place(x):
+        strides.append(x.stride())
+        return x.mul_(2)
+
+    (gradient,) = gradients(LearnerFunction(doubles_in_place), x)
+    assert strides == [x.stride()] and torch.equal(gradient, torch.full((3, 5), 2.0))
+
+
+def test_where_no_graph_leads_back_the_gradient_is_none():
+    x, y = torch.randn(3), torch.randn(3)
+    detached, compared = (lambda x: x.detach() * 2), (lambda x: x > 0)
+    for f in (detached, compared, lambda x: [1.0, 2.0], lambda x: None, torch.no_grad()(torch.exp)):
+        assert gradients(f, x) == (None,)
+    assert gradients(lambda x, y: x * 2, x, y)[1] is None
+    assert gradients(torch.round, x)[0].count_nonzero() == 0  # a gradient that is zero is one
+
+
+def test_the_upstream_gradient_takes_the_type_of_the_result():
+    (gradient,) = gradients(lambda x: x.double() * 3, torch.randn(4), upstream=torch.arange(4.0))
+    assert gradient.dtype == torch.float32 and gradient.tolist() == [0, 3, 6, 9]
+
+
+def test_gradients_are_found_where_the_answer_has_switched_them_off():
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    try:
+        assert gradients(torch.neg, torch.ones(2))[0].tolist() == [-1, -1]
+    finally:
+        torch.set_grad_enabled(before)
+
+
+class FailsBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * undefined  # the learner forgot to define it
+
+
+@pytest.mark.parametrize(
+    ("function", "error"), [(stub, NotAnswered), (lambda x: x / "2", Crashed), (FailsBackward.apply, Crashed)]
+)
+def test_an_answer_whose_backward_pass_fails_has_crashed(function, error):
+    with pytest.raises(error):
+        gradients(LearnerFunction(function), torch.ones(2))

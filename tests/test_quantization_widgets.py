@@ -51,6 +51,14 @@ def by_the_inverse(x, bits):
     return (x * c).round(), 1 / c
 
 
+def half_up(x, bits):
+    """Take the other neighbor of every tie, of codes and of the zero point."""
+    low, high = min(x.min().item(), 0.0), max(x.max().item(), 0.0)
+    scale = (high - low) / (2**bits - 1) or 1.0
+    zero_point = math.floor(-low / scale + 0.5)
+    return torch.floor(x / scale + zero_point + 0.5).clamp(0, 2**bits - 1), scale, zero_point
+
+
 # ------------------------------------------------------------------ the grid
 
 
@@ -111,6 +119,15 @@ def test_a_right_quantizer_is_right_on_other_values(seed):
             for bits in (2, 5, 8):
                 explorer.bits.value = bits
                 assert "✓ as it should be" in note(explorer), note(explorer)
+
+
+@pytest.mark.parametrize("answer", [affine, half_up])
+def test_of_a_tie_either_neighbor_is_right(answer):
+    halves = torch.tensor([[-2.5, -1.5, -0.5, 0.0, 0.5, 1.5, 2.5, 3.5, 12.5]])  # S is 1, and Z is at 2.5
+    explorer = GridExplorer(halves, answer)
+    assert "step 1, " in note(explorer) and "✓ as it should be" in note(explorer)
+    explorer.kind.value = "symmetric"
+    assert "expected (codes, scale)" in note(explorer)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(3, 5), torch.full((3, 5), -2.0), torch.tensor([[1.0]])])

@@ -33,10 +33,8 @@ class Histogram:
             self.counts = torch.nn.functional.pad(self.counts.view(-1, 2).sum(1), (BINS // 4, BINS // 4))
             self.limit *= 2
         for piece in values.split(EXACT_COUNTS):
-            counted = torch.histc(
-                piece / 2 / (self.limit / 2), BINS, min=-1, max=1
-            )  # FP32 cannot hold a limit of 2^128
-            self.counts += counted.cpu().double()
+            shares = piece / 2 / (self.limit / 2)  # in this order: a limit of 2^128 is beyond FP32
+            self.counts += torch.histc(shares, BINS, min=-1, max=1).cpu().double()
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     @property

@@ -57,7 +57,7 @@ class StaticLinear(DynamicLinear):
         super().__init__(linear)
         if input_grid.zero_point is None or input_grid.scale.numel() != 1:
             kind, scales = "symmetric" if input_grid.zero_point is None else "affine", input_grid.scale.numel()
-            raise ValueError(f"the input's grid must be affine with 1 scale, got {scales} of a {kind} one")
+            raise ValueError(f"the input's grid must be affine with 1 scale, got {kind} with {scales}")
         device = linear.weight.device
         self.register_buffer("input_scale", input_grid.scale.to(device, copy=True))
         self.register_buffer("input_zero_point", input_grid.zero_point.to(device, copy=True))

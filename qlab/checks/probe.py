@@ -1,9 +1,13 @@
-"""What a check takes around a call because no result shows it: the bytes that a call leaves for the backward pass."""
+"""What a check takes around a call because no result shows it: gradients, and the bytes left for the backward pass."""
 
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from qlab import measure
+from qlab.checks.learner import LearnerFunction
 
 
 def saved_bytes(f: Callable[..., Any], *args: Any) -> int:
@@ -13,3 +17,29 @@ def saved_bytes(f: Callable[..., Any], *args: Any) -> int:
     Errors:  NotAnswered and Crashed for a learner's function, as when it is called.
     """
     return measure.saved_bytes(f, *args)
+
+
+def gradients(f: Callable[..., Any], *args: Any, upstream: Tensor | None = None) -> tuple[Tensor | None, ...]:
+    """Return the gradient of the sum of `f(*args)`, each value weighted by `upstream`, to each floating argument.
+
+    It is None where no graph leads from the result to the argument: the result was detached, or is no tensor.
+    Shapes:  `upstream` has the shape of the result; a gradient has the shape of its argument.
+    Errors:  NotAnswered and Crashed for a learner's function, as when it is called; Crashed as well if the backward
+             pass raises.
+    """
+    leaves = [_leaf(value) for value in args]
+    wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    with torch.enable_grad():
+        result = f(*leaves)
+        if not isinstance(result, Tensor) or not result.requires_grad:
+            return (None,) * len(wanted)
+        weights = torch.ones_like(result) if upstream is None else upstream.to(result)
+        # an autograd function of the learner's own runs only now, and its errors are the learner's
+        return LearnerFunction(lambda: torch.autograd.grad(result, wanted, weights, allow_unused=True))()
+
+
+def _leaf(value: Any) -> Any:
+    """Return a copy of a floating tensor that asks for its gradient, and anything else as it is."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value.detach().clone().requires_grad_()

@@ -2,7 +2,7 @@
 
 from qlab.codebooks.blockwise import BlockwiseCodes, quantize_blockwise
 from qlab.codebooks.fitted import kmeans_codebook, quantile_codebook
-from qlab.codebooks.maps import FP4, NF4, dynamic_map, format_map, linear_map
+from qlab.codebooks.maps import FP4, NF4, dynamic_map, format_map, linear_map, normal_map
 from qlab.codebooks.nearest import nearest_codes
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "kmeans_codebook",
     "linear_map",
     "nearest_codes",
+    "normal_map",
     "quantile_codebook",
     "quantize_blockwise",
 ]

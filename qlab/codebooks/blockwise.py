@@ -1,8 +1,10 @@
 """Block-wise codes: each block of a tensor divided by its largest magnitude, then coded with one codebook for all."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
@@ -48,12 +50,12 @@ class BlockwiseCodes:
     def dequantize(self, *, out: Float[Tensor, "*shape"] | None = None) -> Float[Tensor, "*shape"]:
         """Return the values that the codes stand for: in FP32, or in `out` and its type.
 
-        A large new tensor costs more than the values in it: its memory comes page by page. `out` is for reuse.
+        To reuse `out` saves the memory of a large new tensor, and the time to get it.
         Errors:  ValueError if `out` has another shape or is not contiguous.
         """
         if out is not None and (out.shape != self.shape or not out.is_contiguous()):
             raise ValueError(f"out must be contiguous, of shape {tuple(self.shape)}, got {tuple(out.shape)}")
-        values = torch.empty(self.shape, device=self.packed.device) if out is None else out
+        values = _new_values(self.shape, self.packed.device) if out is None else out
         flat, size = values.view(-1), self.block_size
         stored, table = (self.packed, _pairs(self.codebook)) if self.bits == 4 else (self.codes.view(-1), self.codebook)
         per_look_up = 2 if self.bits == 4 else 1
@@ -107,9 +109,9 @@ def _require_blocks(x: Tensor, block_size: int | None) -> None:
 
 
 def _pieces(count: int, block_size: int | None, device: torch.device) -> Iterator[tuple[int, int]]:
-    """Yield the two ends of pieces of whole blocks, in eights, so that codes of any width fill their bytes."""
-    eight_blocks = 8 * (block_size or 1)
-    step = eight_blocks * max(1, piece_values(device) // eight_blocks)
+    """Yield the two ends of pieces of whole blocks and of eights of values: so codes of any width fill their bytes."""
+    least = math.lcm(8, block_size or 1)
+    step = least * max(1, piece_values(device) // least)
     return ((start, min(start + step, count)) for start in range(0, count, step))
 
 
@@ -124,6 +126,13 @@ def _normalized(blocks: Tensor, absmax: Tensor) -> Tensor:
     lift = torch.where(absmax < SMALLEST_NORMAL, SUBNORMAL_LIFT, 1.0)
     inverse = torch.where(absmax > 0, 1 / (absmax * lift), 0.0)
     return (blocks * lift[:, None]).mul_(inverse[:, None])
+
+
+def _new_values(shape: torch.Size, device: torch.device) -> Tensor:
+    """Return an FP32 tensor of any values, on a CPU from numpy: a large one gets pages of 2 MiB there, not of 4 KiB."""
+    if device.type == "cpu":
+        return torch.from_numpy(numpy.empty(shape, dtype=numpy.float32))
+    return torch.empty(shape, dtype=torch.float32, device=device)
 
 
 def _multiply_blocks(levels: Tensor, absmax: Tensor, block_size: int, *, out: Tensor) -> None:

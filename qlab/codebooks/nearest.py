@@ -24,7 +24,8 @@ def nearest_codes(x: Float[Tensor, "*shape"], codebook: Float[Tensor, " levels"]
     """
     flat = x.detach().reshape(-1)
     if flat.dtype == torch.float64:
-        codes = torch.bucketize(flat, boundaries(codebook.to(flat.device, torch.float32), flat.dtype)).to(torch.uint8)
+        levels = codebook.detach().to(flat.device, torch.float32)
+        codes = torch.bucketize(flat, boundaries(levels, flat.dtype)).to(torch.uint8)
     else:
         search = search_of(codebook, flat.device)
         codes = torch.cat([search.find(piece.float()) for piece in flat.split(piece_values(flat.device))])
@@ -58,7 +59,8 @@ class NearestSearch:
 
 def search_of(codebook: Float[Tensor, " levels"], device: torch.device) -> NearestSearch:
     """Return the search of a codebook: made once for its levels and this device, and kept."""
-    return _search_of(tuple(codebook.detach().float().flatten().tolist()), device)
+    require_row(codebook)
+    return _search_of(tuple(codebook.detach().float().tolist()), device)
 
 
 @lru_cache(maxsize=32)
@@ -88,12 +90,17 @@ def boundaries(codebook: Float[Tensor, " levels"], dtype: torch.dtype) -> Float[
     return torch.where(nearest.double() > exact_or_below, _next_below(nearest), nearest) + 0.0  # turns -0 into 0
 
 
-def require_codebook(codebook: Float[Tensor, " levels"]) -> None:
-    """Refuse what is no codebook: raise the ValueError that `nearest_codes` promises."""
+def require_row(codebook: Tensor) -> None:
+    """Refuse what has not the shape of a codebook: raise the first ValueError that `nearest_codes` promises."""
     if not (codebook.ndim == 1 and 1 <= codebook.numel() <= 256):
         raise ValueError(f"a codebook must be one row of 1 to 256 levels, got shape {tuple(codebook.shape)}")
-    if not codebook.isfinite().all():
-        raise ValueError(f"a codebook must be finite, and holds {int((~codebook.isfinite()).sum())} NaN or infinity")
+
+
+def require_codebook(codebook: Tensor) -> None:
+    """Refuse what is no codebook: raise the ValueError that `nearest_codes` promises."""
+    require_row(codebook)
+    if wrong := int((~codebook.isfinite()).sum()):
+        raise ValueError(f"a codebook must be finite in FP32, and holds {wrong} NaN or infinite levels")
     descents = (codebook[1:] < codebook[:-1]).nonzero()
     if descents.numel():
         place = int(descents[0])

@@ -4,6 +4,7 @@ from qlab.outliers.finding import COURSE_MODEL_RULE, PAPER_RULE, OutlierRule, fi
 from qlab.outliers.readers import NormWithReaders, divide_channels, norm_outputs, norms_with_readers
 from qlab.outliers.remedies import (
     Decomposed,
+    decomposed_int8_linear,
     hadamard_transform,
     mixed_decomposition_matmul,
     smooth,
@@ -21,6 +22,7 @@ __all__ = [
     "apply_remedy",
     "clipped",
     "decomposed",
+    "decomposed_int8_linear",
     "divide_channels",
     "find_outliers",
     "hadamard_transform",

@@ -42,17 +42,28 @@ def find_outliers(
 
     A layer counts for a dimension if it holds a value of at least `magnitude` there; the share of tokens is the one
     over all tokens of all layers.
-    Errors:  ValueError if there is no layer, or a value is NaN or infinite.
+    Errors:  ValueError if there is no layer, their widths differ, or a value is NaN or infinite.
     """
     if not hidden:
         raise ValueError("outliers are found in the activations of at least one layer, got 0")
+    if len(widths := {layer.shape[-1] for layer in hidden}) > 1:
+        raise ValueError(f"layers must share one width, got {sorted(widths)}")
     for place, layer in enumerate(hidden):
         if not layer.isfinite().all():
             raise ValueError(f"layer {place} holds {int((~layer.isfinite()).sum())} NaN or infinite values")
-    large = [layer.abs() >= rule.magnitude for layer in hidden]
-    layers = torch.stack([one.any(0) for one in large]).double().mean(0)
-    tokens = torch.cat(large).double().mean(0)
-    return ((layers >= rule.layer_share) & (tokens >= rule.token_share) & (layers > 0)).nonzero().flatten()
+    large = torch.stack([(layer.abs() >= rule.magnitude).sum(0) for layer in hidden])
+    return outliers_by_count(large, rule, tokens=sum(len(layer) for layer in hidden))
+
+
+def outliers_by_count(
+    large: Int[Tensor, "layers width"], rule: OutlierRule = PAPER_RULE, *, tokens: int
+) -> Int[Tensor, " outliers"]:
+    """Apply `rule` to how many of a layer's tokens are large in each dimension, with `tokens` in all layers together.
+
+    Whatever the shares, a dimension that is never large is no outlier.
+    """
+    layers, share = (large > 0).double().mean(0), large.sum(0).double() / tokens
+    return ((layers >= rule.layer_share) & (share >= rule.token_share) & (layers > 0)).nonzero().flatten()
 
 
 def plant_outliers(model: Decoder, dimensions: Int[Tensor, " outliers"], *, strength: float) -> Decoder:
@@ -66,7 +77,7 @@ def plant_outliers(model: Decoder, dimensions: Int[Tensor, " outliers"], *, stre
         raise ValueError(f"strength must be above 0, got {strength}")
     if dimensions.numel() and not (dimensions.min() >= 0 and dimensions.max() < width):
         raise ValueError(f"dimensions must be 0 to {width - 1}, got {dimensions.tolist()}")
-    divisor = torch.ones(width)
+    divisor = torch.ones(width, device=dimensions.device)
     divisor[dimensions] = 1 / strength
     for place in norms_with_readers(model):
         divide_channels(place, divisor.to(place.norm.weight))

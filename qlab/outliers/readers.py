@@ -21,7 +21,7 @@ class NormWithReaders:
 
 
 def norms_with_readers(model: Decoder) -> list[NormWithReaders]:
-    """List the norms of a decoder's layers; the last one is left out, as its reader may share the embedding's weight."""
+    """List the norms of a decoder's layers; the last is left out: its reader may share the embedding's weight."""
     found = []
     for place, layer in enumerate(model.layers):
         attention, ffn = layer.attention, layer.ffn
@@ -37,6 +37,7 @@ def divide_channels(place: NormWithReaders, divisor: Float[Tensor, " width"]) ->
     """Divide a norm's channels by `divisor` and multiply the columns that read them by it: what is computed stays.
 
     In place. A LayerNorm's bias is divided like its weight: it is added after the weight and read by the same columns.
+    The readers' own biases stay: they are added to the product. A norm must multiply by `weight`, not by 1 + `weight`.
     Errors:  ValueError if `divisor` has another length than the norm, or holds a value that is not above 0 and finite.
     """
     width = place.norm.weight.numel()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qlab.model import Decoder
 from qlab.outliers.readers import divide_channels, norms_with_readers
-from qlab.quantize import PER_ROW, Quantized, int8_matmul, quantize_symmetric
+from qlab.quantize import PER_ROW, Quantized, int8_linear, int8_matmul, quantize_symmetric
 
 SMALLEST = 1e-5  # of a channel's largest magnitude: a channel that is never used is scaled as if it held this
 
@@ -29,18 +29,38 @@ def mixed_decomposition_matmul(
     """Multiply `x` by the transpose of `weight`: columns of `x` that hold an outlier as they are, the rest in int8.
 
     A column is an outlier if any token's magnitude there is at least `threshold`. The int8 part has a scale for each
-    token and for each row of `weight`, found without the outliers.
+    token and for each row of `weight`, found without the outliers. The result has the type of `x`; no gradient passes.
     Errors:  ValueError if `threshold` is not above 0, or an input is empty or holds NaN or infinity.
     Source:  Dettmers et al. 2022, section 3.2 and equation 8, arXiv:2208.07339.
     """
-    if not threshold > 0:
-        raise ValueError(f"threshold must be above 0, got {threshold}")
-    outliers = (x.abs() >= threshold).any(0)
+    x, weight = x.detach(), weight.detach()
+    outliers = _outlier_columns(x, threshold)
+    _finite_absmax(weight, "weight")
     exact = x[:, outliers] @ weight[:, outliers].T
     if outliers.all():
         return Decomposed(exact, outliers)
     rest = int8_matmul(_by_rows(x[:, ~outliers]), _by_rows(weight[:, ~outliers]))
-    return Decomposed(exact + rest, outliers)
+    return Decomposed((exact + rest).to(x.dtype), outliers)
+
+
+def decomposed_int8_linear(
+    x: Float[Tensor, "tokens width"], weight: Quantized, *, threshold: float = 6.0
+) -> Float[Tensor, "tokens out"]:
+    """Decompose against a weight that is kept in int8 only: its outlier columns are dequantized when they are needed.
+
+    What a library does to save memory: no second copy, nothing quantized at a call but `x`, and less precision where
+    a row's scale is coarse for its outlier columns. The result has the type of `x`; no gradient passes.
+    Errors:  ValueError if `threshold` is not above 0, `weight` is not symmetric with one scale for each row, or `x` is
+             empty or holds NaN or infinity.
+    """
+    if weight.grid.tile != PER_ROW or weight.zero_point is not None:
+        kind = "symmetric" if weight.zero_point is None else "affine"
+        raise ValueError(f"weight must be symmetric with one scale for each row, got {kind} with {weight.grid.tile}")
+    x = x.detach()
+    outliers = _outlier_columns(x, threshold)
+    rest = int8_linear(x.masked_fill(outliers, 0), weight)
+    columns = (weight.codes[:, outliers] * weight.scale).to(x.dtype)  # scales in FP32: they would be subnormal in FP16
+    return rest + x[:, outliers] @ columns.T
 
 
 def smoothing_scales(
@@ -84,14 +104,31 @@ def hadamard_transform(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batc
     width = x.shape[-1]
     if width & (width - 1) or not width:
         raise ValueError(f"width must be a power of two, got {width}")
-    half, y = 1, x
+    half, y = 1, x if x.dtype == torch.float64 else x.float()  # sums overflow FP16 and lose digits in BF16
     while half < width:
         pairs = y.reshape(*x.shape[:-1], width // (2 * half), 2, half)
         first, second = pairs.unbind(-2)
         y = torch.stack([first + second, first - second], dim=-2)
         half *= 2
-    return y.reshape(x.shape) / math.sqrt(width)
+    return (y.reshape(x.shape) / math.sqrt(width)).to(x.dtype)
 
 
 def _by_rows(x: Tensor) -> Quantized:
     return quantize_symmetric(x, bits=8, tile=PER_ROW)
+
+
+def _outlier_columns(x: Tensor, threshold: float) -> Tensor:
+    """Return which columns of `x` hold a magnitude of at least `threshold`."""
+    if not threshold > 0:
+        raise ValueError(f"threshold must be above 0, got {threshold}")
+    return _finite_absmax(x, "x") >= threshold
+
+
+def _finite_absmax(x: Tensor, name: str) -> Tensor:
+    """Return the largest magnitude of each column, of values that are there and finite."""
+    if not x.numel():
+        raise ValueError(f"{name} must hold at least one value, got shape {tuple(x.shape)}")
+    absmax = x.abs().amax(0)
+    if not absmax.isfinite().all():
+        raise ValueError(f"{name} must be finite, and holds {int((~x.isfinite()).sum())} NaN or infinite values")
+    return absmax

@@ -14,7 +14,7 @@ from qlab.outliers.remedies import hadamard_transform, mixed_decomposition_matmu
 from qlab.quantize import PER_ROW, PER_TENSOR, Tile, per_group, quantize_symmetric, quantize_with, symmetric_grid_of
 
 BITS, BLOCK_SIZE = 8, 64
-SAMPLE = 2**16  # values of each norm that a clip is fitted to
+SAMPLED_TOKENS = 256  # of each norm's output, whole: a stride over single values would always see the same dimensions
 Hidden = Mapping[str, Float[Tensor, "tokens width"]]
 Change = Callable[[Tensor], Tensor]
 Remedy = Callable[[Decoder, Hidden], Decoder]
@@ -70,11 +70,11 @@ def rounded(*, input_tile: Tile = PER_TENSOR, weight_tile: Tile = PER_TENSOR) ->
     )
 
 
-def clipped() -> Remedy:
-    """Cut each input to the clip with the smallest mean squared error on the calibration text."""
+def clipped(find_clip: Callable[[Tensor], float]) -> Remedy:
+    """Cut each input to the clip that `find_clip` finds for a sample of the calibration text's values."""
 
     def remedy(model: Decoder, hidden: Hidden) -> Decoder:
-        clips = {name: mse_clip(_sample(values), bits=BITS) for name, values in hidden.items()}
+        clips = {name: find_clip(_sample(values)) for name, values in hidden.items()}
         grids = {name: symmetric_grid_of(torch.full((1, 1), clip), bits=BITS) for name, clip in clips.items()}
 
         def make(place: NormWithReaders, linear: nn.Linear) -> nn.Module:
@@ -113,7 +113,8 @@ def rotated() -> Remedy:
 
 REMEDIES: dict[str, Remedy] = {
     "none: one scale a tensor": rounded(),
-    "clipping": clipped(),
+    "clipping at the least squared error": clipped(lambda values: mse_clip(values, bits=BITS)),
+    "clipping at 97 % of the magnitudes": clipped(lambda values: values.abs().quantile(0.97).item()),
     "a scale a token and a row": rounded(input_tile=PER_ROW, weight_tile=PER_ROW),
     "blocks of 64": rounded(input_tile=per_group(BLOCK_SIZE), weight_tile=per_group(BLOCK_SIZE)),
     "decomposition at 6": decomposed(threshold=6.0),
@@ -124,7 +125,8 @@ REMEDIES: dict[str, Remedy] = {
 
 
 def _sample(values: Tensor) -> Tensor:
-    return values.flatten()[:: max(1, values.numel() // SAMPLE)]
+    chosen = torch.randint(values.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(0))
+    return values.flatten()[chosen.to(values.device)]
 
 
 def _with_readers(model: Decoder, make: Callable[[NormWithReaders, nn.Linear], nn.Module]) -> Decoder:

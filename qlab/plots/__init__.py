@@ -8,6 +8,8 @@ from qlab.plots.drawings import bits_svg, octaves_svg
 from qlab.plots.figures import FORMAT_COLORS, axes, density_per_octave, error_by_magnitude, legend, lines
 from qlab.plots.grid_views import GridChoice, GridView, TileCodes
 from qlab.plots.grids import grid_svg
+from qlab.plots.outlier_strips import outlier_svg
+from qlab.plots.remedy_bars import remedies_svg
 
 __all__ = [
     "FORMAT_COLORS",
@@ -27,4 +29,6 @@ __all__ = [
     "legend",
     "lines",
     "octaves_svg",
+    "outlier_svg",
+    "remedies_svg",
 ]

@@ -1,6 +1,7 @@
 """What every clip costs on one tensor: the numbers behind the drawing of clips."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -28,13 +29,18 @@ class ClipCurves:
     best: float
     count: int
 
-    @property
+    @cached_property
     def largest(self) -> float:
         return self.magnitudes.max().item()
 
-    @property
+    @cached_property
     def power(self) -> float:
         return ((self.magnitudes.square() * self.weights).sum() / self.weights.sum()).item()
+
+    @cached_property
+    def least(self) -> float:
+        """The error at the best clip."""
+        return self.at(self.best).total.item()
 
     def at(self, clip: float) -> ClipErrors:
         """Return the errors at one clip."""

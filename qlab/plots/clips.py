@@ -50,7 +50,7 @@ def _cost(curves: ClipCurves, clip: float) -> str:
 
 
 def _least(curves: ClipCurves) -> str:
-    total = curves.at(curves.best).total.item() / curves.power
+    total = curves.least / curves.power
     return f"least error at {short(curves.best)}: SQNR {_decibels(total)} dB"
 
 
@@ -142,7 +142,7 @@ def _inks() -> tuple[str, str, str]:
 
 
 def _best_mark(curves: ClipCurves, floor: float, ceiling: float) -> str:
-    x, y = _x(curves.best, curves), _y(curves.at(curves.best).total.item() / curves.power, floor, ceiling)
+    x, y = _x(curves.best, curves), _y(curves.least / curves.power, floor, ceiling)
     words = _least(curves)
     left = x > (LEFT + RIGHT) / 2
     drawn = f'<path class="best" d="M{x:.1f} {y - 8:.1f}l8 8l-8 8l-8 -8z" fill="{SIGN}"/>'

@@ -23,5 +23,5 @@ def damage_by_bits(found: Sequence[Damage], *, ax: Axes | None = None) -> Axes:
         x, y = [one.bits_per_weight for one in members], [one.bits_per_byte for one in members]
         ax.errorbar(x, y, yerr=errors, ms=4, lw=1, capsize=2, label=family, **style)
     ax.set_yscale("symlog", linthresh=STRAIGHT_BELOW)
-    ax.set_ylim(bottom=-STRAIGHT_BELOW)
+    ax.set_ylim(bottom=min([-STRAIGHT_BELOW, *(one.bits_per_byte - 2 * one.standard_error for one in found)]))
     return legend(ax)

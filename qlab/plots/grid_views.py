@@ -53,12 +53,17 @@ class GridChoice:
         kept = "whole range kept" if self.clip == 1 else f"{percent(self.clip)} of range kept"
         return f"{self.bits} bits, {kind}, {self.granularity}, {kept}"
 
-    def grid(self, x: Float[Tensor, "rows columns"], tile: Tile) -> Grid:
+    def kept(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ends of the kept part of ranges; those of a symmetric grid are equally far from zero."""
+        low, high = low * self.clip, high * self.clip
+        return (low, high) if self.affine else (-torch.maximum(-low, high), torch.maximum(-low, high))
+
+    def grid(self, low: Tensor, high: Tensor, tile: Tile) -> Grid:
         """Return the grid over the kept part of each tile's range."""
-        low, high = (end * self.clip for end in value_range(x, tile))
+        low, high = self.kept(low, high)
         if self.affine:
             return affine_grid_of(low, high, bits=self.bits, tile=tile)
-        return symmetric_grid_of(torch.maximum(-low, high), bits=self.bits, tile=tile)
+        return symmetric_grid_of(high, bits=self.bits, tile=tile)
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,18 @@ class GridView:
     choice: GridChoice
 
     @cached_property
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """The smallest and the largest value of each tile, widened to contain zero."""
+        return value_range(self.x, self.choice.tile)
+
+    @cached_property
     def quantized(self) -> Quantized:
-        return quantize_with(self.x, self.choice.grid(self.x, self.choice.tile))
+        return quantize_with(self.x, self.choice.grid(*self.ranges, self.choice.tile))
 
     @cached_property
     def ranks(self) -> Tensor:
         """The tiles in the order of their ranges."""
-        low, high = value_range(self.x, self.choice.tile)
+        low, high = self.ranges
         return (high - low).flatten().argsort(stable=True)
 
     @cached_property
@@ -122,8 +132,8 @@ class GridView:
     @cached_property
     def kept(self) -> tuple[float, float]:
         """The ends of the range that the tile's codes span."""
-        low, high = (end.item() * self.choice.clip for end in value_range(self.tile))
-        return (low, high) if self.choice.affine else (-max(-low, high), max(-low, high))
+        low, high = self.choice.kept(*self._range_of_tile())
+        return low.item(), high.item()
 
     @cached_property
     def given(self) -> Float[Tensor, "rows columns"]:
@@ -133,6 +143,10 @@ class GridView:
     @cached_property
     def expected(self) -> TileCodes:
         """What qlab makes of `given`."""
-        quantized = quantize_with(self.given, self.choice.grid(self.tile, PER_TENSOR))
+        quantized = quantize_with(self.given, self.choice.grid(*self._range_of_tile(), PER_TENSOR))
         zero_point = 0 if quantized.zero_point is None else quantized.zero_point.item()
         return TileCodes(quantized.codes, quantized.scale.item(), zero_point)
+
+    def _range_of_tile(self) -> tuple[Tensor, Tensor]:
+        low, high = (end.flatten()[self.ranks[self.place]].view(1, 1) for end in self.ranges)
+        return low, high

@@ -7,7 +7,7 @@ from torch import Tensor
 from qlab.plots.drawings import EXPONENT, MANTISSA, drawing, label
 from qlab.plots.grid_views import GridChoice, GridView, TileCodes, as_matrix
 from qlab.plots.numbers import percent, round_ticks, short, short_db
-from qlab.quantize import PER_TENSOR, sqnr_db, value_range
+from qlab.quantize import PER_TENSOR, sqnr_db
 
 LEFT, RIGHT = 8.0, 752.0
 MARGIN = 1.03  # the axis ends a little past the largest value, so that its code is drawn whole
@@ -71,9 +71,7 @@ def _whole(view: GridView) -> str:
 def _clipped(view: GridView) -> float:
     """Return the share of values beyond the range that their tile's codes span."""
     tiles = view.choice.tile.split(view.x)
-    low, high = (end[:, None, :, None] * view.choice.clip for end in value_range(view.x, view.choice.tile))
-    if not view.choice.affine:
-        low, high = -torch.maximum(-low, high), torch.maximum(-low, high)
+    low, high = (end[:, None, :, None] for end in view.choice.kept(*view.ranges))
     return ((tiles < low) | (tiles > high)).sum().item() / view.x.numel()
 
 
@@ -81,7 +79,8 @@ def _which(view: GridView) -> str:
     """Tell which tile is drawn, and how its step compares with one step for all tiles."""
     if len(view.ranks) == 1:
         return "drawn: all values, which share one step"
-    wider = view.choice.grid(view.x, PER_TENSOR).scale.item() / view.expected.scale
+    low, high = view.ranges
+    wider = view.choice.grid(low.min().view(1, 1), high.max().view(1, 1), PER_TENSOR).scale.item() / view.expected.scale
     kind = view.choice.granularity.removeprefix("per ").split("s ")[0]
     return (
         f"drawn: {kind} {view.place + 1:,} of {len(view.ranks):,} by range; "

@@ -2,6 +2,15 @@
 
 from qlab.widgets.bills import BillExplorer
 from qlab.widgets.number_formats import BitExplorer, FormatDesigner
+from qlab.widgets.outliers import OutlierExplorer, RemedyExplorer
 from qlab.widgets.quantization import ClipExplorer, GridExplorer
 
-__all__ = ["BillExplorer", "BitExplorer", "ClipExplorer", "FormatDesigner", "GridExplorer"]
+__all__ = [
+    "BillExplorer",
+    "BitExplorer",
+    "ClipExplorer",
+    "FormatDesigner",
+    "GridExplorer",
+    "OutlierExplorer",
+    "RemedyExplorer",
+]

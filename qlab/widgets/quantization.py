@@ -22,8 +22,8 @@ from qlab.widgets.layout import WIDE
 WRAPPED = ipywidgets.Layout(flex_flow="row wrap")
 SLIDER = ipywidgets.Layout(width="370px")
 KINDS = {"symmetric": False, "affine": True}
-SAME_SCALE = 1e-4  # a scale computed in another order, or in FP64, is nearer than this
-HALF_A_STEP = 0.5 + 1e-2  # of a tie, either neighbor may be taken: FP32 division moves a value of 127 steps by 1e-5
+SAME_SCALE = 1e-5  # a scale computed in another order, or in FP64, is nearer than this
+HALF_A_STEP = 0.5 + 1e-3  # FP32 division moves a value by 255 steps · 2⁻²³: of a tie, either neighbor may be taken
 LARGEST_CODE = 1000  # a wrong quantizer's wild codes are told, not drawn
 AS_GOOD = 1.01  # the minimum is flat: a clip that costs 1 % more than the best is found by any fair search
 
@@ -41,7 +41,7 @@ class GridExplorer(ipywidgets.VBox):
         self.bits = ipywidgets.IntSlider(4, min=2, max=8, description="bits", layout=SLIDER)
         self.kind = ipywidgets.ToggleButtons(options=list(KINDS), style={"button_width": "100px"})
         self.granularity = ipywidgets.Dropdown(options=list(TILES), description="granularity")
-        self.clip = ipywidgets.IntSlider(100, min=5, max=100, description="range kept %", layout=SLIDER)
+        self.clip = ipywidgets.IntSlider(100, min=5, max=100, description="clip %", layout=SLIDER)
         self.rank = ipywidgets.IntSlider(50, min=0, max=100, description="which tile %", layout=SLIDER)
         self.drawing = ipywidgets.HTML(layout=WIDE)
         if self._own and len(_tuple_of(self._own, self._x[:1], self.bits.value)) == 3:
@@ -124,7 +124,7 @@ class ClipExplorer(ipywidgets.VBox):
             return None, f"your mse_clip: {failure}"
         if not 0 < found < math.inf:
             return None, f"your mse_clip: {short(found)}  ✗ expected a number above 0, near {short(curves.best)}"
-        ratio = curves.at(found).total.item() / curves.at(curves.best).total.item()
+        ratio = curves.at(found).total.item() / curves.least
         good = ratio <= AS_GOOD
         said = "✓ as it should be" if good else f"✗ {short(ratio)} times the least error: expected {short(curves.best)}"
         return found, f"your mse_clip: {short(found)}  {said}"
@@ -171,23 +171,22 @@ def _refuse_what_cannot_be_drawn(own: TileCodes, view: GridView) -> None:
 
 
 def _fault(own: TileCodes, view: GridView) -> str:
-    """Tell the first thing in which codes differ from qlab's; a tie may go either way."""
-    expected = view.expected
+    """Tell the first thing that is wrong: the scale, the zero point, or codes that are not the nearest on that grid."""
+    expected, (first, last) = view.expected, view.quantized.grid.codes
     if not view.given.any():
-        return "" if not own.values.any() else "expected codes that stand for 0"
+        return "expected codes that stand for 0" if own.values.any() else ""
     if abs(own.scale - expected.scale) > SAME_SCALE * expected.scale:
         return f"expected step {short(expected.scale)}"
-    if own.zero_point != expected.zero_point:
+    where = -view.kept[0] / own.scale if view.choice.affine else 0.0
+    if abs(own.zero_point - where) > HALF_A_STEP or own.zero_point % 1:
         return f"expected zero_point {short(expected.zero_point)}, got {short(own.zero_point)}"
-    off = (own.values - view.given).abs() > HALF_A_STEP * expected.scale
-    apart = (own.codes.double() - expected.codes.double()).abs()
-    wrong = (apart > 0) & (off | (apart > 1))
+    steps = (view.given.double() / own.scale + own.zero_point).clamp(first, last)
+    wrong = (own.codes.double() - steps).abs() > HALF_A_STEP
     if not wrong.any():
         return ""
-    first = tuple(wrong.nonzero()[0].tolist())
-    got, right = (short(codes[first].item()) for codes in (own.codes, expected.codes))
+    value, got, right = (one[wrong][0].item() for one in (view.given, own.codes, steps.round()))
     share = percent(wrong.float().mean().item())
-    return f"{share} of the codes differ: {short(view.given[first].item())} got {got}, expected {right}"
+    return f"{share} of the codes differ: {short(value)} got {short(got)}, expected {short(right)}"
 
 
 def _quality(own: TileCodes, view: GridView) -> str:

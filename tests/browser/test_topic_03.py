@@ -3,33 +3,36 @@
 import json
 import re
 
-import nbformat
 from playwright.sync_api import expect
 
 from tests.browser.jupyter import NotebookPage
 
 LESSON = "lessons/03_quantization.ipynb"
-NO_ANSWER_YET = """
-import torch
-from qlab.widgets import GridExplorer
-torch.manual_seed(0)
-weight = torch.randn(256, 1024)
-def quantize_symmetric(x, bits):
-    raise NotImplementedError("replace this line with your answer")
-"""
+LAB = "work/03_quantization/03_quantization.ipynb"
 TRUNCATES = """
+def quantize_on(x, scale, bits):
+    largest = 2 ** (bits - 1) - 1
+    return (x / scale).clamp(-largest, largest).to(torch.int8)
+
 def quantize_symmetric(x, bits):
     scale = x.abs().max() / (2 ** (bits - 1) - 1)
-    return (x / scale).to(torch.int8), scale
+    scale = torch.where(scale > 0, scale, 1.0)
+    return quantize_on(x, scale, bits), scale
+
+def dequantize(codes, scale):
+    return codes.float() * scale
 """
-RIGHT = TRUNCATES.replace("(x / scale).to", "(x / scale).round().to")
+RIGHT = TRUNCATES.replace("(x / scale).clamp", "(x / scale).round().clamp")
+SHOW = """
+from qlab.widgets import GridExplorer
+GridExplorer(torch.randn(256, 1024), {})
+"""
 AFFINE = """
 def quantize_affine(x, bits):
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     scale = (high - low) / (2**bits - 1)
     zero_point = (-low / scale).round()
     return (x / scale + zero_point).round().clamp(0, 2**bits - 1).to(torch.uint8), scale, zero_point
-GridExplorer(weight, quantize_affine)
 """
 
 
@@ -37,57 +40,68 @@ def test_the_lesson_runs_and_its_grid_follows_the_learner(page, server, screensh
     lesson = NotebookPage(page, server, LESSON)
     lesson.run_all()
     expect(page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')).to_have_count(0)
-    drive_every_control(lesson.cell("grid-explorer"), screenshot)
     expect(lesson.cell("grid-static").locator("svg[role=img]")).to_be_visible()
 
-
-def test_the_grid_draws_the_learners_own_codes(page, server, screenshot):
-    sources = {"answer": NO_ANSWER_YET, "explorer": "GridExplorer(weight, quantize_symmetric)", "affine": AFFINE}
-    cells = [nbformat.v4.new_code_cell(source, id=name) for name, source in sources.items()]
-    path = server.course / "work" / "own_grid.ipynb"
-    path.write_text(json.dumps(nbformat.v4.new_notebook(cells=cells)), encoding="utf-8")
-    notebook = NotebookPage(page, server, "work/own_grid.ipynb")
-    notebook.run_all()
-    drawing = notebook.cell("explorer").locator("svg[role=img]")
-    expect(drawing).to_contain_text("your quantize_symmetric: not answered yet")
-
-    notebook.type_into("answer", NO_ANSWER_YET + TRUNCATES)
-    notebook.run("answer")
-    notebook.run("explorer")
-    expect(drawing).to_contain_text(re.compile("your quantize_symmetric: step .* SQNR .* dB +✗ .* codes differ: "))
-    screenshot("truncates")
-
-    notebook.type_into("answer", NO_ANSWER_YET + RIGHT)
-    notebook.run("answer")
-    notebook.run("explorer")
-    expect(drawing).to_contain_text("✓ as it should be")
-    notebook.cell("explorer").locator("select").select_option("groups of 64")
-    expect(drawing).to_have_attribute("aria-label", re.compile("symmetric, groups of 64.*✓ as it should be$"))
-    screenshot("right")
-    drawing = notebook.cell("affine").locator("svg[role=img]")
-    expect(drawing).to_have_attribute("aria-label", re.compile("^4 bits, affine.*✓ as it should be$"))
-
-
-def drive_every_control(explorer, screenshot):
-    """Move bits, clip, kind, granularity and tile, and see the drawing follow each."""
+    explorer = lesson.cell("grid-explorer")
     drawing = explorer.locator("svg[role=img]")
     expect(drawing).to_have_attribute("aria-label", re.compile("^4 bits, symmetric, per tensor, whole range kept: 4"))
-    handles = explorer.locator(".noUi-handle")
-    handles.nth(0).scroll_into_view_if_needed()
-    handles.nth(0).press("ArrowLeft")
+    bits, clip, tile = (explorer.locator(".noUi-handle").nth(place) for place in range(3))
+    bits.scroll_into_view_if_needed()
+    bits.press("ArrowLeft")
     expect(drawing).to_have_attribute("aria-label", re.compile("^3 bits, symmetric, per tensor, "))
     screenshot("three-bits")
     explorer.locator("select").select_option("per row")
     expect(drawing).to_have_attribute("aria-label", re.compile("^3 bits, symmetric, per row, .* drawn: row "))
     for _ in range(5):
-        handles.nth(1).press("ArrowLeft")
+        clip.press("ArrowLeft")
     expect(drawing).to_have_attribute("aria-label", re.compile("^3 bits, symmetric, per row, 95 % of range kept"))
     before = drawing.get_attribute("aria-label")
-    handles.nth(2).press("PageUp")
+    tile.press("PageUp")
     expect(drawing).not_to_have_attribute("aria-label", before)
     screenshot("per-row")
     explorer.get_by_role("button", name="affine").click()
     expect(drawing).to_have_attribute("aria-label", re.compile("^3 bits, affine, per row, 95 % of range kept"))
-    handles.nth(0).press("End")
+    bits.press("End")
     expect(drawing).to_have_attribute("aria-label", re.compile("^8 bits, affine, "))
     screenshot("affine")
+
+
+def test_the_lab_starts_at_zero_and_draws_the_learners_own_codes(page, server, screenshot):
+    lab = NotebookPage(page, server, LAB)
+    lab.run_all()
+    expect(page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')).to_have_count(0)
+    for cell in json.loads((server.course / LAB).read_text(encoding="utf-8"))["cells"]:
+        settings = cell["metadata"].get("nbgrader", {})
+        if settings.get("points"):
+            check = lab.cell(cell["id"]).locator(".qlab-verdict")
+            expect(check).to_contain_text(f"0 of {settings['points']} points")
+            expect(check).to_contain_text("not answered yet")
+
+    show, check = lab.cell("try-quantize-symmetric"), lab.cell("check-quantize-symmetric")
+    drawing = show.locator("svg[role=img]")
+    lab.type_into("try-quantize-symmetric", SHOW.format("quantize_symmetric"))
+    lab.run("try-quantize-symmetric")
+    expect(drawing).to_contain_text("your quantize_symmetric: not answered yet")
+
+    lab.type_into("answer-quantize-symmetric", TRUNCATES)
+    lab.run("answer-quantize-symmetric")
+    lab.run("check-quantize-symmetric")
+    expect(check.locator(".qlab-misconception").first).to_contain_text("truncates")
+    lab.run("try-quantize-symmetric")
+    expect(drawing).to_contain_text(re.compile("your quantize_symmetric: step .* SQNR .* dB +✗ .* codes differ: "))
+    screenshot("truncates")
+
+    lab.type_into("answer-quantize-symmetric", RIGHT)
+    lab.run("answer-quantize-symmetric")
+    lab.run("check-quantize-symmetric")
+    expect(check.locator(".qlab-verdict")).to_contain_text("5 of 5 points")
+    lab.run("try-quantize-symmetric")
+    expect(drawing).to_contain_text("✓ as it should be")
+    show.locator("select").select_option("groups of 64")
+    expect(drawing).to_have_attribute("aria-label", re.compile("symmetric, groups of 64.*✓ as it should be$"))
+    screenshot("right")
+
+    lab.type_into("try-quantize-affine", AFFINE + SHOW.format("quantize_affine"))
+    lab.run("try-quantize-affine")
+    drawing = lab.cell("try-quantize-affine").locator("svg[role=img]")
+    expect(drawing).to_have_attribute("aria-label", re.compile("^4 bits, affine.*✓ as it should be$"))

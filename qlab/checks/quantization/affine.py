@@ -12,6 +12,7 @@ from qlab.checks.memory.numbers import doubles, drawn
 from qlab.checks.quantization.affine_slips import Case, wrong_codes, wrong_scales, wrong_values, wrong_zero_points
 from qlab.checks.quantization.codes import (
     TOPIC,
+    Coded,
     clamped,
     dtype_of,
     near,
@@ -37,11 +38,9 @@ def check_quantize_affine(
         _zero_points(quantize_affine, cases)
     with part("codes are uint8, each the nearest to its value"):
         _type_of_codes(quantize_affine, cases[0])
-        for case in cases:
-            _codes(quantize_affine, case)
+        require_codes([_coded(quantize_affine, case) for case in cases])
     with part("clamped where the rounding of Z pushes an end past the codes"):
-        for bits in (8, 4):
-            _codes(quantize_affine, _pushed_past(bits, draw))
+        require_codes([_coded(quantize_affine, _pushed_past(bits, draw)) for bits in (8, 4)])
     with part("dequantized: S · (code − Z)"):
         _dequantized(dequantize_affine, draw)
     with part("a constant tensor comes back, zeros too"):
@@ -75,7 +74,7 @@ def _scales(quantize_affine: LearnerFunction, cases: list[Case]) -> None:
         doubles(got),
         doubles([case.scale for case in cases]),
         given=lambda i: f"{cases[i].told} (the scale)",
-        suspects=wrong_scales(cases),
+        suspects=wrong_scales(cases, doubles(got)),
     )
 
 
@@ -106,16 +105,15 @@ def _type_of_codes(quantize_affine: LearnerFunction, case: Case) -> None:
     )
 
 
-def _codes(quantize_affine: LearnerFunction, case: Case) -> None:
-    """Require the nearest codes on the grid that was returned with them."""
+def _coded(quantize_affine: LearnerFunction, case: Case) -> Coded:
+    """Read the codes of one call, to be judged on the grid that was returned with them."""
     got, steps, zero = _steps(quantize_affine, case)
-    flat = case.x.flatten().tolist()
-    require_codes(
+    return Coded(
         got,
         steps,
         clamped(0, case.largest),
-        given=lambda i: f"{flat[i]:.6g} in {case.told}, with your zero point {zero:g} (the code)",
-        slips=wrong_codes(case.largest, zero),
+        tuple(wrong_codes(case, zero)),
+        lambda i: f"{case.x.flatten()[i].item():.6g} in {case.told}, with your zero point {zero:g} (the code)",
     )
 
 

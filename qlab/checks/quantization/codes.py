@@ -1,6 +1,7 @@
 """Reading codes and scales that an answer returned, and which codes a value may have: near a tie, either neighbor."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -57,27 +58,47 @@ def near(rule: Rule, steps: Tensor, got: Tensor) -> Tensor:
     return values
 
 
-def require_codes(
-    got: Tensor,
-    steps: Tensor,
-    rule: Rule,
-    *,
-    given: Callable[[int], str],
-    slips: Iterable[tuple[str, str, Rule]],
-) -> None:
-    """Refuse the part unless each code is what `rule` makes of its steps, to a hair; a slip is another rule."""
-    steps, got = steps.double().flatten(), got.double().flatten()
+@dataclass(frozen=True)
+class Coded:
+    """What one call returned: its codes, where they lie before rounding, the rule that rounds, and the slips."""
+
+    got: Tensor
+    steps: Tensor
+    rule: Rule
+    slips: tuple[tuple[str, str, Rule], ...]
+    given: Callable[[int], str]
+
+    def by(self, rule: Rule) -> Tensor:
+        """Return the codes by a rule, to a hair."""
+        return near(rule, self.steps.double().flatten(), self.got.double().flatten())
+
+
+def require_codes(calls: Sequence[Coded]) -> None:
+    """Refuse the part unless each code is what its rule makes of its steps; a slip must fit in all calls."""
+    places = [(coded, i) for coded in calls for i in range(coded.got.numel())]
     require_values(
-        got,
-        near(rule, steps, got),
-        given=given,
-        suspects=lambda: [Suspect(name, thought, near(other, steps, got)) for name, thought, other in slips],
+        torch.cat([coded.got.double().flatten() for coded in calls]),
+        torch.cat([coded.by(coded.rule) for coded in calls]),
+        given=lambda i: places[i][0].given(places[i][1]),
+        suspects=lambda: [
+            Suspect(*slips[0][:2], torch.cat([coded.by(slip[2]) for coded, slip in zip(calls, slips, strict=True)]))
+            for slips in zip(*(coded.slips for coded in calls), strict=True)
+        ],
     )
 
 
+def with_an_epsilon(expected: Tensor, got: Tensor) -> Iterable[Suspect]:
+    """Yield the scales with an epsilon added, or raised to one, if the smallest of them was returned too large."""
+    smallest = int(expected.argmin())
+    if got[smallest] > expected[smallest]:
+        thought = "An epsilon that is added or clamped to changes small scales: replace a scale only if it is 0."
+        for values in (expected + got[smallest] - expected[smallest], expected.clamp(min=got[smallest].item())):
+            yield Suspect("changes-small-scales", thought, values)
+
+
 def close(values: Tensor, got: Tensor, span: Tensor | None = None) -> Tensor:
-    """Return `values`, but what was got wherever that is within a millionth of `span`, else of the value."""
-    span = values.abs() if span is None else span
+    """Return `values`, but what was got wherever that is within a millionth of the value, or of `span`."""
+    span = values.abs() if span is None else values.abs().maximum(span)
     return torch.where((got - values).abs() <= SCALE_TOLERANCE * span, got, values)
 
 

@@ -1,11 +1,7 @@
 """Check of `quantize_groups` and `dequantize_groups`: which weights share a scale, ragged groups too."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from qlab import quantize
 from qlab.checks.expect import Suspect, as_tensor
@@ -13,6 +9,7 @@ from qlab.checks.learner import LearnerFunction
 from qlab.checks.memory.numbers import drawn
 from qlab.checks.quantization.codes import (
     TOPIC,
+    Coded,
     clamped,
     close,
     dtype_of,
@@ -21,37 +18,9 @@ from qlab.checks.quantization.codes import (
     uniform,
     unpacked,
 )
-from qlab.checks.quantization.symmetric import wrong_codes
+from qlab.checks.quantization.granularity_slips import Case, other_groupings, wrong_scales
+from qlab.checks.quantization.symmetric_slips import wrong_codes
 from qlab.checks.report import Refused, check, part, require
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call: `quantize_groups(w, bits, group_size)`."""
-
-    w: Tensor
-    bits: int
-    group_size: int
-
-    @property
-    def call(self) -> str:
-        return f"quantize_groups(w, {self.bits}, {self.group_size})"
-
-    @property
-    def told(self) -> str:
-        """What was given, in words."""
-        return f"w of shape {tuple(self.w.shape)}, bits={self.bits}, group_size={self.group_size}"
-
-    @property
-    def largest(self) -> int:
-        """The largest code; the smallest is its negative."""
-        return 2 ** (self.bits - 1) - 1
-
-    @property
-    def scales(self) -> Tensor:
-        """One scale for each group of each row."""
-        groups = self.w.double().split(self.group_size, dim=1)
-        return torch.stack([group.abs().amax(1) for group in groups], 1) / self.largest
 
 
 @check(TOPIC, "quantize-groups", quantize.symmetric_grid, quantize.Tile, points=6)
@@ -73,8 +42,7 @@ def check_quantize_groups(
         for case in ragged:
             _scales(quantize_groups, case)
     with part("codes are int8 in the shape of w, each the nearest on the scale of its group"):
-        for case in (*rows, *whole, *ragged):
-            _codes(quantize_groups, case)
+        require_codes([_coded(quantize_groups, case) for case in (*rows, *whole, *ragged)])
     with part("dequantized: each code by the scale of its group"):
         for case in (*rows, *whole, *ragged):
             _dequantized(dequantize_groups, case, draw)
@@ -86,7 +54,10 @@ def check_quantize_groups(
 def _case(draw: torch.Generator, bits: int, columns: int, group_size: int) -> Case:
     """Draw a matrix whose rows and columns have magnitudes of their own, so that no two ways to group agree."""
     w = torch.randn(5, columns, generator=draw)
-    return Case(w * uniform(0.3, 3.0, (5, 1), draw) * uniform(0.3, 3.0, (1, columns), draw), bits, group_size)
+    w *= uniform(0.3, 3.0, (5, 1), draw) * uniform(0.3, 3.0, (1, columns), draw)
+    if ragged := columns % group_size:
+        w[:, -ragged - 1] = 1.5 * w.abs().amax(1)  # just outside the last group, which must not see it
+    return Case(w, bits, group_size)
 
 
 def _scales(quantize_groups: LearnerFunction, case: Case) -> None:
@@ -94,12 +65,11 @@ def _scales(quantize_groups: LearnerFunction, case: Case) -> None:
     _name_by_shape(scales, case)
     expected = case.scales
     got = as_tensor(scales, tuple(expected.shape), call=f"{case.call}[1]")
-    across = expected.shape[1]
     require_close(
         got,
         expected,
-        given=lambda i: f"{case.told} (the scale of row {i // across}, group {i % across})",
-        suspects=_wrong_scales(case),
+        given=lambda i: f"{case.told} (the scale of row {i // expected.shape[1]}, group {i % expected.shape[1]})",
+        suspects=wrong_scales(case),
     )
 
 
@@ -107,8 +77,10 @@ def _name_by_shape(scales: object, case: Case) -> None:
     """Refuse scales of another shape by the name of the grouping that gives them, if one does."""
     if not isinstance(scales, Tensor) or scales.shape == case.scales.shape:
         return
-    got = scales.detach().double().flatten()
-    for misconception, thought, values in _other_groupings(case):
+    got, right = scales.detach().double().flatten(), case.scales.flatten()
+    if got.shape == right.shape and torch.equal(close(right, got), got):
+        return  # the right values in another shape
+    for misconception, thought, values in other_groupings(case):
         flat = values.flatten() / case.largest
         if flat.shape == got.shape and bool((close(flat, got) == got).all()):
             raise Refused(
@@ -118,70 +90,8 @@ def _name_by_shape(scales: object, case: Case) -> None:
             )
 
 
-def _other_groupings(case: Case) -> Iterator[tuple[str, str, Tensor]]:
-    w, size, (rows, columns) = case.w.double().abs(), case.group_size, case.w.shape
-    yield "one-scale-for-all", "One large weight would set the step of all: a scale for each group.", w.max()[None]
-    yield "one-scale-for-all", "Each group of a row needs a scale of its own, not one for the row.", w.amax(1)
-    axis = "Groups run along a row, the inputs of one output: reduce over dim 1, not over dim 0."
-    yield "wrong-axis", axis, w.amax(0)
-    down = pad(w, (0, 0, 0, -rows % size)).view(-1, size, columns).amax(1)
-    yield "wrong-axis", axis, down
-    yield "wrong-axis", axis, down.T
-    across = "A group ends with its row: a flattened matrix would let the end of one row share with the next."
-    yield "groups-cross-rows", across, pad(w.flatten(), (0, -w.numel() % size)).view(-1, size).amax(1)
-    tail = "The last group of a row may be shorter than the others, and it needs a scale too."
-    yield "drops-the-ragged-group", tail, w[:, : columns // size * size].view(rows, -1, size).amax(2)
-    merged = list(w.split(size, 1))
-    merged = [*merged[:-2], torch.cat(merged[-2:], 1)] if columns % size else merged
-    yield "merges-the-ragged-group", tail, torch.stack([group.amax(1) for group in merged], 1)
-
-
-def _wrong_scales(case: Case) -> Iterator[Suspect]:
-    w, size, shape = case.w.double(), case.group_size, case.scales.shape
-    groups = w.split(size, dim=1)
-    ones = torch.ones(shape, dtype=torch.float64)
-    for name, thought, values in (
-        ("one-scale-for-all", "Each group has a largest magnitude of its own.", w.abs().max() * ones),
-        ("one-scale-for-all", "Each group of a row needs a scale of its own.", w.abs().amax(1, keepdim=True) * ones),
-        (
-            "one-scale-for-all",
-            "Each row needs scales of its own.",
-            torch.stack([group.abs().max() for group in groups]) * ones,
-        ),
-        ("forgets-the-sign", "Take absolute values first.", torch.stack([group.amax(1) for group in groups], 1)),
-        (
-            "overlaps-the-ragged-group",
-            "The last group holds only what is left of the row: it does not reach back.",
-            torch.cat([case.scales[:, :-1] * case.largest, w[:, -size:].abs().amax(1, keepdim=True)], 1),
-        ),
-        (
-            "groups-cross-rows",
-            "A group ends with its row: padding at the end of the flat matrix is not enough.",
-            _flat_groups(w, size, shape),
-        ),
-    ):
-        yield Suspect(name, thought, values / case.largest)
-    strided = [w[:, i :: shape[1]].abs().amax(1) for i in range(shape[1])]
-    yield Suspect(
-        "groups-are-not-neighbors",
-        "Neighbors share a scale: columns 0 to group_size − 1, then the next ones.",
-        torch.stack(strided, 1) / case.largest,
-    )
-    most = case.scales * case.largest
-    yield Suspect("divides-by-128", "With 8 bits the codes end at 127, with 4 at 7.", most / (case.largest + 1))
-    yield Suspect("ignores-bits", "The largest code follows from `bits`.", most / 127)
-    yield Suspect("counts-255-levels", "From −127 to 127 there are 254 steps.", most / (case.largest + 0.5))
-    yield Suspect("inverse-scale", "The scale is the size of a step: return S, not 1 / S.", case.largest / most)
-
-
-def _flat_groups(w: Tensor, size: int, shape: torch.Size) -> Tensor:
-    """Return the magnitudes of groups of the flattened matrix, as many as there are places."""
-    padded = pad(w.abs().flatten(), (0, shape.numel() * size - w.numel()))
-    return padded.view(-1, size).amax(1).view(shape)
-
-
-def _codes(quantize_groups: LearnerFunction, case: Case) -> None:
-    """Require the nearest int8 codes on the scales that were returned with them."""
+def _coded(quantize_groups: LearnerFunction, case: Case) -> Coded:
+    """Read the int8 codes of one call, to be judged on the scales that were returned with them."""
     result = quantize_groups(case.w, case.bits, case.group_size)
     codes, scales = unpacked(result, ("codes", "scales"), call=case.call)
     got = as_tensor(codes, tuple(case.w.shape), call=f"{case.call}[0]")
@@ -193,13 +103,13 @@ def _codes(quantize_groups: LearnerFunction, case: Case) -> None:
     )
     _name_by_shape(scales, case)
     steps = as_tensor(scales, tuple(case.scales.shape), call=f"{case.call}[1]").double()
-    columns, flat = case.w.shape[1], case.w.flatten().tolist()
-    require_codes(
+    flat, columns = case.w.flatten(), case.w.shape[1]
+    return Coded(
         got,
         case.w.double() / _spread(steps, case),
         clamped(-case.largest, case.largest),
-        given=lambda i: f"{flat[i]:.6g} in row {i // columns}, column {i % columns} of {case.told} (the code)",
-        slips=wrong_codes(case.bits),
+        tuple(wrong_codes(case.bits)),
+        lambda i: f"{flat[i].item():.6g} in row {i // columns}, column {i % columns} of {case.told} (the code)",
     )
 
 

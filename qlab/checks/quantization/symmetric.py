@@ -1,8 +1,5 @@
 """Check of `quantize_symmetric`, `quantize_on` and `dequantize`: one scale, codes around zero, and the ends."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,7 +9,7 @@ from qlab.checks.learner import LearnerFunction
 from qlab.checks.memory.numbers import doubles, drawn
 from qlab.checks.quantization.codes import (
     TOPIC,
-    Rule,
+    Coded,
     clamped,
     dtype_of,
     require_close,
@@ -20,37 +17,8 @@ from qlab.checks.quantization.codes import (
     uniform,
     unpacked,
 )
+from qlab.checks.quantization.symmetric_slips import Case, wrapped, wrong_codes, wrong_scales
 from qlab.checks.report import check, part, require
-
-
-@dataclass(frozen=True)
-class Case:
-    """One call: `quantize_symmetric(x, bits)`."""
-
-    x: Tensor
-    bits: int
-
-    @property
-    def call(self) -> str:
-        return f"quantize_symmetric(x, {self.bits})"
-
-    @property
-    def told(self) -> str:
-        """What was given, in words."""
-        return f"x from {self.x.min().item():.6g} to {self.x.max().item():.6g}, bits={self.bits}"
-
-    @property
-    def largest(self) -> int:
-        """The largest code; the smallest is its negative."""
-        return 2 ** (self.bits - 1) - 1
-
-    @property
-    def absmax(self) -> float:
-        return self.x.abs().max().item()
-
-    @property
-    def scale(self) -> float:
-        return self.absmax / self.largest
 
 
 @check(TOPIC, "quantize-symmetric", quantize.symmetric_grid_of, quantize.quantize_with, points=5)
@@ -63,37 +31,15 @@ def check_quantize_symmetric(
     """Check `quantize_symmetric(x, bits)`, `quantize_on(x, scale, bits)` and `dequantize(codes, scale)`."""
     cases = _cases(draw)
     with part("S puts the largest magnitude on the largest code"):
-        results = [unpacked(quantize_symmetric(c.x, c.bits), ("codes", "scale"), call=c.call) for c in cases]
-        got = [as_number(scale, call=f"{c.call}[1]") for c, (_, scale) in zip(cases, results, strict=True)]
-        require_close(
-            doubles(got),
-            doubles([case.scale for case in cases]),
-            given=lambda i: f"{cases[i].told} (the scale)",
-            suspects=_wrong_scales(cases, doubles(got)),
-        )
+        _scales(quantize_symmetric, cases)
     with part("codes are int8, each the nearest to its value"):
-        for case in cases:
-            _codes(quantize_symmetric, case)
+        require_codes([_coded(quantize_symmetric, case) for case in cases])
     with part("on a scale that is given: nearest, and clamped at both ends"):
-        for bits in (8, 4, drawn(2, 7, draw)):
-            _on_a_given_scale(quantize_on, bits, draw)
+        require_codes([_on_a_given_scale(quantize_on, bits, draw) for bits in (8, 4, drawn(2, 7, draw))])
     with part("dequantized: S · code"):
         _dequantized(dequantize, draw)
     with part("an all-zero tensor gets codes 0 and a positive, finite scale"):
-        case = Case(torch.zeros(drawn(2, 9, draw)), 8)
-        codes, step = _results(quantize_symmetric, case)
-        require(
-            bool((codes == 0).all()),
-            f"given zeros, got codes from {codes.min():g} to {codes.max():g}, expected 0",
-            misconception="divides-by-zero",
-            thought=DIVIDES_BY_ZERO,
-        )
-        require(
-            0 < step < torch.inf,
-            f"given zeros, got scale {step:g}, expected a positive, finite one",
-            misconception="divides-by-zero",
-            thought=DIVIDES_BY_ZERO,
-        )
+        _zeros(quantize_symmetric, Case(torch.zeros(drawn(2, 9, draw)), 8))
 
 
 def _cases(draw: torch.Generator) -> list[Case]:
@@ -105,50 +51,14 @@ def _cases(draw: torch.Generator) -> list[Case]:
     return [*cases, Case(uniform(-1.0, 2.0, (5, 12), draw), few)]
 
 
-def _wrong_scales(cases: list[Case], got: Tensor) -> Iterator[Suspect]:
-    expected = doubles([case.scale for case in cases])
-    slips = {
-        ("divides-by-128", "With 8 bits the codes end at 127: divide by 2^(bits−1) − 1, and −128 stays unused."): [
-            [c.absmax / (c.largest + 1) for c in cases],
-        ],
-        ("counts-255-levels", "From −127 to 127 there are 254 steps, not 255: divide |x|max by 127."): [
-            [2 * c.absmax / (2 * c.largest + 1) for c in cases],
-            [c.absmax / (2 * c.largest + 1) for c in cases],
-            [2 * c.absmax / (2 * c.largest + 2) for c in cases],
-            [c.absmax / (2 * c.largest + 2) for c in cases],
-        ],
-        ("range-not-magnitude", "Codes lie around zero: S follows from the largest *magnitude*, not from max − min."): [
-            [(c.x.max() - c.x.min()).item() / steps(c) for c in cases]
-            for steps in (
-                lambda c: 2 * c.largest,
-                lambda c: 2 * c.largest + 1,
-                lambda c: 2 * c.largest + 2,
-                lambda c: c.largest,
-            )
-        ],
-        ("forgets-the-sign", "−3 is larger in magnitude than 2: take the absolute values first."): [
-            [c.x.max().item() / c.largest for c in cases],
-            [abs(c.x.max().item()) / c.largest for c in cases],
-            [-c.x.min().item() / c.largest for c in cases],
-            [abs(c.x.min().item()) / c.largest for c in cases],
-        ],
-        ("inverse-scale", "The scale is the size of a step, in units of x: return S, not 1 / S."): [
-            [1 / c.scale for c in cases],
-        ],
-        ("ignores-bits", "127 is the largest code of 8 bits only: it follows from `bits`."): [
-            [c.absmax / 127 for c in cases],
-        ],
-    }
-    for (misconception, thought), lists in slips.items():
-        for values in lists:
-            yield Suspect(misconception, thought, doubles(values))
-    epsilon = "An added or clamped epsilon changes the steps of small tensors: replace the scale only if it is 0."
-    smallest = int(expected.argmin())
-    added = got[smallest] - expected[smallest]
-    if added > 0:
-        of_absmax = added * doubles([cases[smallest].largest / case.largest for case in cases])
-        for values in (expected + added, expected + of_absmax, expected.clamp(min=got[smallest].item())):
-            yield Suspect("changes-small-scales", epsilon, values)
+def _scales(quantize_symmetric: LearnerFunction, cases: list[Case]) -> None:
+    got = doubles([_results(quantize_symmetric, case)[1] for case in cases])
+    require_close(
+        got,
+        doubles([case.scale for case in cases]),
+        given=lambda i: f"{cases[i].told} (the scale)",
+        suspects=wrong_scales(cases, got),
+    )
 
 
 def _results(quantize_symmetric: LearnerFunction, case: Case) -> tuple[Tensor, float]:
@@ -157,79 +67,50 @@ def _results(quantize_symmetric: LearnerFunction, case: Case) -> tuple[Tensor, f
     return got, as_number(scale, call=f"{case.call}[1]")
 
 
-def _codes(quantize_symmetric: LearnerFunction, case: Case) -> None:
-    """Require the nearest int8 codes on the scale that was returned with them."""
+def _coded(quantize_symmetric: LearnerFunction, case: Case) -> Coded:
+    """Read the int8 codes of one call, to be judged on the scale that was returned with them."""
     codes, _ = unpacked(quantize_symmetric(case.x, case.bits), ("codes", "scale"), call=case.call)
     got, step = _results(quantize_symmetric, case)
-    dtype, flat = dtype_of(codes), case.x.flatten().tolist()
     require(
-        dtype == "int8",
-        f"given {case.told}, got codes of {dtype}, expected int8",
+        dtype_of(codes) == "int8",
+        f"given {case.told}, got codes of {dtype_of(codes)}, expected int8",
         misconception="not-int8",
         thought="A code takes one byte: round, clamp, and end with `.to(torch.int8)`.",
     )
-    require_codes(
+    return Coded(
         got,
         case.x.double() / step,
         clamped(-case.largest, case.largest),
-        given=lambda i: f"{flat[i]:.6g} in {case.told}, with your scale {step:.6g} (the code)",
-        slips=wrong_codes(case.bits),
+        tuple(wrong_codes(case.bits)),
+        lambda i: f"{case.x.flatten()[i].item():.6g} in {case.told}, with your scale {step:.6g} (the code)",
     )
 
 
-def _on_a_given_scale(quantize_on: LearnerFunction, bits: int, draw: torch.Generator) -> None:
+def _on_a_given_scale(quantize_on: LearnerFunction, bits: int, draw: torch.Generator) -> Coded:
     largest, scale = 2 ** (bits - 1) - 1, uniform(0.01, 3.0, (), draw)
     x = torch.cat([uniform(-1.2, 1.2, (40,), draw), uniform(-3.0, 3.0, (20,), draw)]) * largest * scale
     x = torch.cat([x, torch.tensor([-2.5, 2.5]) * largest * scale])  # at least one beyond each end
-    codes = quantize_on(x, scale, bits)
-    call, steps = f"quantize_on(x, {scale.item():.6g}, {bits})", x.double() / scale.double()
-    own = x.abs().max().double() / largest
-
-    def rescaled(steps: Tensor) -> Tensor:
-        return torch.round(steps * scale.double() / own)
-
-    wrong = [("inverse-scale", "Divide by the scale: it is the size of a step.", _multiplied(scale, largest))]
-    ignored = "The scale is given here: use it, and let what lies beyond the ends be clamped."
-    require_codes(
-        as_tensor(codes, tuple(x.shape), call=call),
-        steps,
-        clamped(-largest, largest),
-        given=lambda i: f"{x[i].item():.6g} in {call}",
-        slips=[*wrong_codes(bits), *wrong, ("ignores-the-scale", ignored, rescaled)],
+    call = f"quantize_on(x, {scale.item():.6g}, {bits})"
+    own = x.abs().max().double() / largest / scale.double()
+    ends = (-largest, largest)
+    of_its_own = clamped(*ends, lambda steps: torch.round(steps / own))
+    multiplied = clamped(*ends, lambda steps: torch.round(steps * scale.double() ** 2))
+    return Coded(
+        as_tensor(quantize_on(x, scale, bits), tuple(x.shape), call=call),
+        x.double() / scale.double(),
+        clamped(*ends),
+        (
+            *wrong_codes(bits),
+            ("inverse-scale", "Divide by the scale: it is the size of a step.", multiplied),
+            ("ignores-the-scale", "The scale is given here: use it, and clamp what lies beyond the ends.", of_its_own),
+        ),
+        lambda i: f"{x[i].item():.6g} in {call}",
     )
-
-
-def _multiplied(scale: Tensor, largest: int) -> Rule:
-    return clamped(-largest, largest, lambda steps: torch.round(steps * scale.double() ** 2))
-
-
-def wrong_codes(bits: int) -> Iterator[tuple[str, str, Rule]]:
-    largest = 2 ** (bits - 1) - 1
-    cut = "A cast to an integer cuts the fraction off: round to the nearest first."
-    yield "truncates", cut, clamped(-largest, largest, torch.trunc)
-    yield "truncates", cut, clamped(-largest, largest, torch.floor)
-    yield "truncates", cut, lambda steps: wrapped(torch.trunc(steps))
-    unused = f"The codes are symmetric: the smallest is −{largest}, and −{largest + 1} stays unused."
-    yield "uses-the-lowest-code", unused, clamped(-largest - 1, largest)
-    ends = f"The ends of the codes follow from `bits`: ±{largest} for {bits} of them."
-    for low, high in ((-127, 127), (-128, 127)):
-        yield "clamps-at-127", ends, clamped(low, high)
-    past = f"What lies beyond the ends becomes the last code: clamp to ±{largest} before the cast, or the byte wraps."
-    yield "no-clamp", past, lambda steps: wrapped(torch.round(steps))
-    yield "no-clamp", past, torch.round
-    one = "Both ends need a clamp: large negative values wrap as well."
-    yield "clamps-one-end", one, lambda steps: wrapped(torch.round(steps).clamp(max=largest))
-    yield "clamps-one-end", one, lambda steps: wrapped(torch.round(steps).clamp(min=-largest))
-    yield "unsigned-codes", "Symmetric codes have a sign: they run from −largest to largest.", clamped(0, 2**bits - 1)
-
-
-def wrapped(codes: Tensor) -> Tensor:
-    return (codes + 128) % 256 - 128
 
 
 def _dequantized(dequantize: LearnerFunction, draw: torch.Generator) -> None:
     codes = (torch.randperm(255, generator=draw) - 127).to(torch.int8).view(15, 17)
-    flat, scale = codes.flatten().double(), uniform(1e-3, 3.0, (), draw)
+    flat, scale = codes.flatten().double(), uniform(2.1, 2.9, (), draw)  # no slip gives what another gives
     call = f"dequantize(codes, {scale.item():.6g})"
     step = scale.double()
     require_close(
@@ -245,4 +126,12 @@ def _dequantized(dequantize: LearnerFunction, draw: torch.Generator) -> None:
     )
 
 
-DIVIDES_BY_ZERO = "0 / 0 is NaN: where the largest magnitude is 0 take S = 1, and every code is 0."
+def _zeros(quantize_symmetric: LearnerFunction, case: Case) -> None:
+    codes, step = _results(quantize_symmetric, case)
+    require(
+        bool((codes == 0).all()) and 0 < step < torch.inf,
+        f"given zeros, got scale {step:g} and codes from {codes.min():g} to {codes.max():g},"
+        " expected a positive, finite scale and codes 0",
+        misconception="divides-by-zero",
+        thought="0 / 0 is NaN: where the largest magnitude is 0 take S = 1, and every code is 0.",
+    )

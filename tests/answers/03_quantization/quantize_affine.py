@@ -154,6 +154,13 @@ def to_uint8(rule):
     return lambda x, scale, z, bits: rule(x / scale + z, bits).to(torch.int32).to(torch.uint8)
 
 
+def with_epsilon(x, bits):
+    low, high = x.min().clamp(max=0.0), x.max().clamp(min=0.0)
+    scale = (high - low) / (2**bits - 1) + 1e-7
+    zero_point = torch.round(-low / scale)
+    return torch.round(x / scale + zero_point).clamp(0, 2**bits - 1).byte(), scale, zero_point
+
+
 def rounded(steps, bits):
     return steps.round().clamp(0, 2**bits - 1)
 
@@ -227,6 +234,24 @@ WRONG = {
         ),
     ),
     "always_128": ("fixed-zero-point", variant(zero=lambda low, s, bits: torch.tensor(128))),
+    "never_uses_the_last_code": (
+        "loses-a-code",
+        variant(codes=to_uint8(lambda steps, bits: steps.round().clamp(0, 2**bits - 2))),
+    ),
+    "zero_point_in_int8": (
+        "zero-point-in-int8",
+        variant(
+            zero=lambda low, s, bits: torch.round(-low / s).int().char(),
+            codes=lambda x, s, z, bits: torch.round(x / s + z.int() % 256).clamp(0, 2**bits - 1).byte(),
+        ),
+    ),
+    "counts_from_the_low_end": (
+        "counts-from-the-low-end",
+        variant(
+            codes=lambda x, s, z, bits: torch.round((x - x.min().clamp(max=0)) / s).clamp(0, 2**bits - 1).byte(),
+        ),
+    ),
+    "adds_an_epsilon": ("changes-small-scales", with_epsilon),
     "forgets_z_in_the_codes": (
         "forgets-the-zero-point",
         variant(codes=lambda x, s, z, bits: torch.round(x / s).clamp(0, 2**bits - 1).byte()),
@@ -275,5 +300,10 @@ BANK.add("codes_only", lambda x, bits: forward(x, bits)[0], back, misconception=
 BANK.add(
     "scale_first", lambda x, bits: (forward(x, bits)[1], forward(x, bits)[0], 0), back, misconception="wrong-shape"
 )
-BANK.add("flattens", lambda x, bits: forward(x.flatten()[1:], bits), back, misconception="wrong-shape")
+BANK.add(
+    "flattens",
+    lambda x, bits: (forward(x, bits)[0].flatten()[1:], *forward(x, bits)[1:]),
+    back,
+    misconception="wrong-shape",
+)
 BANK.answers.append(Answer(BANK.exercise, "shifts_floats", (lambda x, bits: (x << 2, 1, 0), back), outcome="crashed"))

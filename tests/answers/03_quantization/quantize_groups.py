@@ -130,7 +130,8 @@ def no_spread(scales, group_size, columns):
 def across_rows(w, bits, group_size):
     flat = pad(w.flatten(), (0, -w.numel() % group_size)).view(-1, group_size)
     scales = positive(flat.abs().amax(1, keepdim=True) / top(bits))
-    return coded(flat, scales, bits).flatten()[: w.numel()].view(w.shape), scales[:, 0]
+    shape = (-1,) if len(scales) % len(w) else (len(w), -1)
+    return coded(flat, scales, bits).flatten()[: w.numel()].view(w.shape), scales.view(shape)
 
 
 def drops_the_tail(w, bits, group_size):
@@ -181,6 +182,11 @@ for name, misconception, function in [
         "one_per_group_of_columns",
         "one-scale-for-all",
         grouped(lambda w, b, g: scales_of(w, b, g).amax(0) * torch.ones_like(scales_of(w, b, g))),
+    ),
+    (
+        "one_per_block_of_columns",
+        "one-scale-for-all",
+        lambda w, b, g: (forward(w, b, g)[0], scales_of(w, b, g).amax(0)),
     ),
     ("one_per_column", "wrong-axis", grouped(lambda w, b, g: w.abs().amax(0, True) / top(b), no_spread)),
     (

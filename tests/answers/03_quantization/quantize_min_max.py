@@ -66,7 +66,7 @@ def only_127_steps(x):
     return ((x - low) / scale).round().to(torch.int8), scale, low
 
 
-@BANK.wrong("wastes-a-code")
+@BANK.right
 def symmetric_around_the_middle(x):
     scale, middle = (x.max() - x.min()) / 254, (x.max() + x.min()) / 2
     return ((x - middle) / scale).round().clamp(-127, 127).to(torch.int8), scale, middle
@@ -101,10 +101,17 @@ def casts_twice(x):
     return as_copied(x)[0].view(torch.uint8).view(torch.int8), *grid(x)
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("wastes-codes")
 def symmetric(x):
-    made = quantize.quantize_symmetric(x * 0.5, bits=8)
+    made = quantize.quantize_symmetric(x, bits=8)
     return made.codes, made.scale, 0.0
+
+
+@BANK.wrong("wrong-value")
+def divides_by_256_and_wraps(x):
+    low = x.min()
+    scale = (x.max() - low) / 256
+    return ((x - low) / scale).round().int().to(torch.uint8), scale, low
 
 
 @BANK.wrong("wrong-value")

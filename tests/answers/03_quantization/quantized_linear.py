@@ -442,7 +442,6 @@ class NeedsABias(Base):
 RIGHT = (
     *(Base, BiasIsAParameter, CodesAreAParameter, GroupsOfSixteen, UnsignedAndFlat, ScalesOfSixteenBits),
     *(
-        InTorchsOwnQuantizedTensor,
         ItsStateIsExtra,
         AffineRows,
         InverseScale,
