@@ -6,7 +6,8 @@ import sys
 
 from _peer import arguments, report
 
-LIGHT = "formats", "packing", "summation", "microscaling", "measure", "matmul"
+LIGHT = "formats", "packing", "summation", "microscaling", "measure", "matmul", "memory", "model", "quantize"
+LIGHT += "codebooks", "calibrate", "outliers", "scoring", "damage", "qat"
 CODE = f"""
 import time
 start = time.perf_counter()

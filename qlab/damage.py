@@ -19,9 +19,8 @@ from qlab.codebooks import (
     quantize_blockwise,
 )
 from qlab.quantize import (
-    PER_COLUMN,
     PER_ROW,
-    PER_TENSOR,
+    TILES,
     Tile,
     per_group,
     quantize_affine,
@@ -30,14 +29,6 @@ from qlab.quantize import (
 from qlab.scoring import held_out_bits
 
 RoundTrip = Callable[[Tensor], tuple[Tensor, float]]
-TILES = {
-    "per tensor": PER_TENSOR,
-    "per column": PER_COLUMN,
-    "per row": PER_ROW,
-    "groups of 128": per_group(128),
-    "groups of 64": per_group(64),
-    "groups of 32": per_group(32),
-}
 
 
 @dataclass(frozen=True)

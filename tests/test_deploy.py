@@ -1,4 +1,4 @@
-"""Deployment: the exported file computes what the model does, its quantized forms are smaller, and bad input is told."""
+"""Deployment: the exported file computes what the model does, and its quantized forms are smaller."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ FLOORS = {
     0: {"bootstrap", "config", "corpus", "course", "energy", "formats", "measure", "packing", "roofline", "summation"},
     1: {"activations", "allocator", "matmul", "memory", "microscaling", "model", "quantize"},
     2: {"budget", "calibrate", "codebooks", "quantized_products", "scoring"},
-    3: {"bill", "damage", "qat", "train_course_model"},
+    3: {"bill", "damage", "outliers", "qat", "train_course_model"},
     4: {"checks", "deploy", "plots"},
     5: {"doctor", "labs", "page", "widgets"},
     6: {"cli", "ledger"},

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from qlab.calibrate import clip_errors, mse_clip
-from qlab.damage import TILES
 from qlab.plots import GridChoice, GridView, TileCodes, clip_curves, clip_svg, grid_svg
 from qlab.plots.clip_curves import thinned
 from qlab.plots.grids import LEFT, RIGHT
 from qlab.plots.numbers import percent, round_ticks, short
-from qlab.quantize import quantize_affine, quantize_symmetric, quantize_with, sqnr_db
+from qlab.quantize import TILES, quantize_affine, quantize_symmetric, quantize_with, sqnr_db
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -8,8 +8,7 @@ import torch
 
 from qlab.calibrate import mse_clip
 from qlab.checks.learner import STUB_MESSAGE
-from qlab.damage import TILES
-from qlab.quantize import quantize_affine, quantize_symmetric
+from qlab.quantize import TILES, quantize_affine, quantize_symmetric
 from qlab.widgets import ClipExplorer, GridExplorer
 
 

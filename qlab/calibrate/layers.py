@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from jaxtyping import Float, Integer
@@ -87,12 +88,14 @@ def calibrate(
 
 
 @contextmanager
-def watched_inputs(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Call `see(name, x)` with the input of every linear layer that runs inside."""
+def watched_inputs(model: nn.Module, see: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """Call `see(name, x)` with the input of every linear layer that runs inside; what it returns changes nothing."""
+
+    def show(name: str, _: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        see(name, inputs[0] if inputs else named["input"])
+
     hooks = [
-        layer.register_forward_pre_hook(
-            lambda _, inputs, named, name=name: see(name, inputs[0] if inputs else named["input"]), with_kwargs=True
-        )
+        layer.register_forward_pre_hook(partial(show, name), with_kwargs=True)
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear)
     ]

@@ -1,6 +1,8 @@
 """Outliers: the few dimensions that stretch every scale; how to find them, plant them, and live with them."""
 
 from qlab.outliers.finding import COURSE_MODEL_RULE, PAPER_RULE, OutlierRule, find_outliers, plant_outliers
+from qlab.outliers.maps import OutlierMap, map_outliers
+from qlab.outliers.on_disk import outlier_map
 from qlab.outliers.readers import NormWithReaders, divide_channels, norm_outputs, norms_with_readers
 from qlab.outliers.remedies import (
     Decomposed,
@@ -18,6 +20,7 @@ __all__ = [
     "REMEDIES",
     "Decomposed",
     "NormWithReaders",
+    "OutlierMap",
     "OutlierRule",
     "apply_remedy",
     "clipped",
@@ -26,9 +29,11 @@ __all__ = [
     "divide_channels",
     "find_outliers",
     "hadamard_transform",
+    "map_outliers",
     "mixed_decomposition_matmul",
     "norm_outputs",
     "norms_with_readers",
+    "outlier_map",
     "plant_outliers",
     "rotated",
     "rounded",

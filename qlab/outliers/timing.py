@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from qlab.measure import PeakBytes, median_ms
 from qlab.outliers.remedies import decomposed_int8_linear
@@ -39,13 +40,8 @@ def measure_decomposition(
         raise ValueError(f"widths and tokens must be at least 1, got {list(widths)} and {tokens}")
     found = []
     for width in widths:
-        draw = torch.Generator().manual_seed(seed)
-        weight = (torch.randn(width, width, generator=draw) / width**0.5).to(device)
-        x = torch.randn(tokens, width, generator=draw)
-        x[:, torch.randperm(width, generator=draw)[:OUTLIERS]] *= STRENGTH
-        x = x.to(device)
-        x16, weight16 = x.bfloat16(), weight.bfloat16()
-        weight8 = quantize_symmetric(weight, bits=8, tile=PER_ROW)
+        x, weight = _layer(width, tokens, device, torch.Generator().manual_seed(seed))
+        x16, weight16, weight8 = x.bfloat16(), weight.bfloat16(), quantize_symmetric(weight, bits=8, tile=PER_ROW)
         ways = (
             lambda x16=x16, weight16=weight16: x16 @ weight16.T,
             lambda x16=x16, weight8=weight8: decomposed_int8_linear(x16, weight8, threshold=THRESHOLD),
@@ -60,3 +56,11 @@ def measure_decomposition(
             peaks.append(peak.bytes)
         found.append(DecompositionTiming(width, tokens, *milliseconds, *peaks, error))
     return found
+
+
+def _layer(width: int, tokens: int, device: str, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw an input with a few outlier columns, and a square weight."""
+    weight = torch.randn(width, width, generator=draw) / width**0.5
+    x = torch.randn(tokens, width, generator=draw)
+    x[:, torch.randperm(width, generator=draw)[:OUTLIERS]] *= STRENGTH
+    return x.to(device), weight.to(device)

@@ -14,7 +14,7 @@ from qlab.outliers.remedies import hadamard_transform, mixed_decomposition_matmu
 from qlab.quantize import PER_ROW, PER_TENSOR, Tile, per_group, quantize_symmetric, quantize_with, symmetric_grid_of
 
 BITS, BLOCK_SIZE = 8, 64
-SAMPLED_TOKENS = 256  # of each norm's output, whole: a stride over single values would always see the same dimensions
+SAMPLE = 2**16  # values of each norm that a clip is fitted to, drawn: a stride would always see the same dimensions
 Hidden = Mapping[str, Float[Tensor, "tokens width"]]
 Change = Callable[[Tensor], Tensor]
 Remedy = Callable[[Decoder, Hidden], Decoder]

@@ -9,6 +9,7 @@ from qlab.plots.figures import FORMAT_COLORS, axes, density_per_octave, error_by
 from qlab.plots.grid_views import GridChoice, GridView, TileCodes
 from qlab.plots.grids import grid_svg
 from qlab.plots.outlier_strips import outlier_svg
+from qlab.plots.outliers import outlier_map_figure
 from qlab.plots.remedy_bars import remedies_svg
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "legend",
     "lines",
     "octaves_svg",
+    "outlier_map_figure",
     "outlier_svg",
     "remedies_svg",
 ]

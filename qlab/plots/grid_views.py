@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from qlab.damage import TILES
 from qlab.plots.numbers import percent
 from qlab.quantize import (
     PER_TENSOR,
+    TILES,
     Grid,
     Quantized,
     Tile,

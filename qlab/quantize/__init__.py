@@ -16,12 +16,13 @@ from qlab.quantize.grid import (
 )
 from qlab.quantize.linear import QuantizedLinear, quantize_linears, replace_linears
 from qlab.quantize.products import int8_linear, int8_matmul
-from qlab.quantize.tiles import PER_COLUMN, PER_ROW, PER_TENSOR, Tile, per_block, per_group
+from qlab.quantize.tiles import PER_COLUMN, PER_ROW, PER_TENSOR, TILES, Tile, per_block, per_group
 
 __all__ = [
     "PER_COLUMN",
     "PER_ROW",
     "PER_TENSOR",
+    "TILES",
     "Grid",
     "Quantized",
     "QuantizedLinear",

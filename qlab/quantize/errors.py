@@ -19,11 +19,16 @@ def error_in_steps(x: Float[Tensor, "*shape"], quantized: Quantized) -> Float[Te
 def sqnr_db(x: Float[Tensor, "*shape"], approximation: Float[Tensor, "*shape"]) -> float:
     """Return the signal to quantization noise ratio of `approximation`: about 6 dB for each bit.
 
-    Units:   decibels: 10 · log10 of the mean square of `x` over that of the error; infinite without an error.
+    Units:   decibels: 10 · log10 of the mean square of `x` over that of the error; infinite without an error, minus
+             infinity with an infinite one.
     Errors:  ValueError if `x` is empty or all zero: there is no signal.
     """
-    signal = x.double().square().sum().item()
+    signal = _length(x)
     if not signal > 0:
-        raise ValueError(f"x must hold a value that is not zero, got {x.numel()} values with a sum of squares {signal}")
-    noise = (approximation.double() - x.double()).square().sum().item()
-    return 10 * math.log10(signal / noise) if noise else torch.inf
+        raise ValueError(f"x must hold a value that is not zero, got {x.numel()} values of length {signal}")
+    noise = _length(approximation.to(x.dtype) - x)
+    return 20 * math.log10(signal / noise) if 0 < noise < torch.inf else torch.inf if not noise else -torch.inf
+
+
+def _length(x: Tensor) -> float:
+    return torch.linalg.vector_norm(x, dtype=torch.float64).item()

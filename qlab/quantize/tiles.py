@@ -65,3 +65,13 @@ def per_group(size: int) -> Tile:
 def per_block(size: int) -> Tile:
     """Let `size` consecutive values of the flattened tensor share a scale, across the ends of rows."""
     return Tile(1, size, flat=True)
+
+
+TILES = {
+    "per tensor": PER_TENSOR,
+    "per column": PER_COLUMN,
+    "per row": PER_ROW,
+    "groups of 128": per_group(128),
+    "groups of 64": per_group(64),
+    "groups of 32": per_group(32),
+}

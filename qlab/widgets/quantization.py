@@ -12,11 +12,10 @@ from torch import Tensor
 from qlab.checks.expect import as_number, as_tensor
 from qlab.checks.learner import Crashed, LearnerFunction, NotAnswered
 from qlab.checks.report import Refused
-from qlab.damage import TILES
 from qlab.plots import ClipCurves, GridChoice, GridView, TileCodes, clip_curves, clip_svg, grid_svg
 from qlab.plots.grid_views import as_matrix
 from qlab.plots.numbers import percent, short, short_db
-from qlab.quantize import sqnr_db
+from qlab.quantize import TILES, sqnr_db
 from qlab.widgets.layout import WIDE
 
 WRAPPED = ipywidgets.Layout(flex_flow="row wrap")

@@ -36,7 +36,11 @@ def _of_all(values: Tensor, _: Tensor) -> Tensor:
 
 
 def _coded(
-    values: Tensor, rest: Tensor, absmax: Absmax, to_integer: Callable[[Tensor], Tensor] = torch.round, levels: int = 127
+    values: Tensor,
+    rest: Tensor,
+    absmax: Absmax,
+    to_integer: Callable[[Tensor], Tensor] = torch.round,
+    levels: int = 127,
 ) -> tuple[Tensor, Tensor]:
     scale = absmax(values, rest) / levels
     scale = torch.where(scale > 0, scale, 1.0)
@@ -91,9 +95,10 @@ def product_slips(x: Tensor, weight: Tensor, threshold: float) -> Iterator[tuple
     yield "whole-product-in-float", FLOAT, x.double() @ weight.double().T
     yield "whole-product-in-float", FLOAT, (x @ weight.T).bfloat16()
     yield from _half_rounded(x, weight, columns)
-    yield from _outliers_rounded(x, weight, columns)
+    # without outliers the first of both fits what the second explains better
+    for slips in (_outliers_rounded, _scales) if columns.any() else (_scales, _outliers_rounded):
+        yield from slips(x, weight, columns)
     yield from _parts(x, weight, columns)
-    yield from _scales(x, weight, columns)
     cut = "A cast to int8 cuts the fraction off: round to the nearest code first."
     for to_integer in (torch.trunc, torch.floor):
         yield "truncates", cut, _exact(x, weight, columns) + _rounded(x, weight, ~columns, to_integer=to_integer)

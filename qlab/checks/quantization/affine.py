@@ -157,7 +157,7 @@ def _constants(quantize_affine: LearnerFunction, draw: torch.Generator) -> None:
             error <= case.scale / 2 + 1e-6 * abs(value),
             f"given {case.told}, the codes stand for {step * (got[0] - zero):.6g}, expected {value:.6g}",
             misconception="loses-a-constant",
-            thought="Widened to contain zero, the range of a constant is as long as the constant: no special case.",
+            thought="Widened to contain zero, its range is as long as the constant: S, Z and codes follow as ever.",
         )
 
 

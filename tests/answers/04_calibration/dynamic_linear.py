@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from qlab import quantize
-from tests.answers.bank import Answer, Bank
+from tests.answers.bank import Bank
 
 BANK = Bank("dynamic-linear")
 

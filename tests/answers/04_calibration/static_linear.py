@@ -119,7 +119,10 @@ def by_fake_quantize(w_codes, w_scale, batches):
 
 @BANK.right
 def finds_the_range_at_each_call_from_the_same_batches(w_codes, w_scale, batches):
-    return lambda x: a_closure(w_codes, w_scale, batches)(x)
+    def linear(x):
+        return a_closure(w_codes, w_scale, batches)(x)
+
+    return linear
 
 
 class Callable:
@@ -278,7 +281,7 @@ def range_without_zero_and_clamped(w_codes, w_scale, batches):
 
 @BANK.wrong("no-clamp")
 def forgets_to_clamp(w_codes, w_scale, batches):
-    scale, zero = grid_of(batches)
+    scale, _ = grid_of(batches)
     return lambda x: product((x / scale).round(), scale, w_codes, w_scale)
 
 
@@ -302,7 +305,7 @@ def clamps_to_127(w_codes, w_scale, batches):
 @BANK.wrong("truncates")
 def truncates(w_codes, w_scale, batches):
     scale, zero = grid_of(batches)
-    return lambda x: product(((x / scale).int() + zero).clamp(0, 255) - zero, scale, w_codes, w_scale)
+    return lambda x: product(((x / scale).int() + zero).clamp(0, 255).float() - zero, scale, w_codes, w_scale)
 
 
 @BANK.wrong("divides-by-256")

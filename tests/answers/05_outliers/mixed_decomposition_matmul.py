@@ -81,7 +81,9 @@ def one_column_after_another(x, weight, threshold):
 def dequantized_before_the_product(x, weight, threshold):
     mask = outlier_mask(x, threshold)
     (x_codes, x_scale), (w_codes, w_scale) = quantized(x * ~mask), quantized(weight * ~mask)
-    return (x_codes * x_scale + x * mask) @ (w_codes * w_scale + weight * mask).T, set(mask.nonzero().flatten().tolist())
+    return (x_codes * x_scale + x * mask) @ (w_codes * w_scale + weight * mask).T, set(
+        mask.nonzero().flatten().tolist()
+    )
 
 
 @BANK.right
@@ -268,7 +270,7 @@ def four_bits(x, weight, threshold):
     return x[:, mask] @ weight[:, mask].T + codes[0] @ codes[1].T * scales[0] * scales[1].T, mask
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("drops-the-rest")
 def zeros(x, weight, threshold):
     return torch.zeros(len(x), len(weight)), outlier_mask(x, threshold)
 
