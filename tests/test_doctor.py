@@ -17,6 +17,7 @@ from qlab.doctor.machine import THIS_MACHINE, Finding, Machine, run_quietly
 XEON = "processor : 0\nflags\t\t: fpu avx2 avx512f avx512_bf16 avx512_vnni amx_bf16 amx_tile amx_int8\n"
 DRIVER = {"name": "NVIDIA Test GPU", "driver_version": "580.95.05"}
 VERSIONS = {"triton": "3.7.1", "jupyterlab": "4.6.6", "ipywidgets": "8.1.9"}
+VERSIONS |= {"torchao": "0.18.0", "onnxruntime": "1.32.0", "ai-edge-litert": "2.3.0"}
 
 
 def fake_torch(name: str = "", capability: tuple[int, int] = (0, 0), *, hip: str | None = None, count: int = 1) -> Any:
@@ -256,3 +257,16 @@ def test_the_table_says_status_in_words_and_escapes_what_it_shows():
     for status in ("ok", "missing"):
         assert f"</span> {status}</td>" in page
     assert "currentColor" in page
+
+
+def test_runtimes_of_single_pages_are_named_with_what_brings_those_that_are_missing():
+    def version(package: str) -> str:
+        if package == "ai-edge-litert":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return VERSIONS[package]
+
+    finding = found(machine(fake_torch(), version=version))["Other runtimes"]
+    assert finding.status == "ok"
+    assert finding.sentence == "torchao 0.18.0, ONNX Runtime 1.32.0; not installed: LiteRT (`make lab EXTRAS=litert`)"
+    none = found(machine(fake_torch(), version=raising(importlib.metadata.PackageNotFoundError("x"))))["Other runtimes"]
+    assert none.status == "missing" and "torchao (`make lab`)" in none.sentence

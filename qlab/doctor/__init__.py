@@ -23,6 +23,7 @@ PROBES = (
     ("Other accelerators", gpu.other_accelerators),
     ("bitsandbytes", libraries.bitsandbytes),
     ("Triton", libraries.triton),
+    ("Other runtimes", libraries.other_runtimes),
 )
 MARKS = {"ok": "✓", "missing": "–", "unknown": "?"}  # beside the word, so that no color has to be seen
 COLORS = {"ok": "--jp-success-color1", "missing": "--jp-warn-color1", "unknown": "--jp-info-color1"}

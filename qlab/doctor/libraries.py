@@ -1,4 +1,4 @@
-"""Probes of the software: PyTorch, bitsandbytes, Triton, Jupyter."""
+"""Probes of the software: PyTorch, bitsandbytes, Triton, Jupyter, and the runtimes that single pages use."""
 
 import json
 import os
@@ -16,6 +16,11 @@ BITSANDBYTES = """
 import json, bitsandbytes, bitsandbytes.cextension as native
 print(json.dumps([bitsandbytes.__version__, native.BNB_BACKEND, type(native.lib).__name__]))
 """
+RUNTIMES = {
+    "torchao": ("torchao", ""),
+    "ONNX Runtime": ("onnxruntime", ""),
+    "LiteRT": ("ai-edge-litert", " EXTRAS=litert"),
+}
 WITHOUT = "cells that compare with it cannot run, all others do"
 
 
@@ -69,6 +74,18 @@ def triton(machine: Machine) -> Finding:
     if tuple(torch.cuda.get_device_capability(0)) < (8, 0):
         return Finding("Triton", "unknown", f"{version} is made for compute capability 8.0 or newer, this GPU is older")
     return Finding("Triton", "ok", f"{version} compiles its kernels for this GPU")
+
+
+def other_runtimes(machine: Machine) -> Finding:
+    """Name the versions of the libraries that single pages compare with, and what brings those that are not here."""
+    here, absent = [], []
+    for name, (package, brought_by) in RUNTIMES.items():
+        try:
+            here.append(f"{name} {machine.version(package)}")
+        except PackageNotFoundError:
+            absent.append(f"{name} (`make lab{brought_by}`)")
+    said = [", ".join(here)] * bool(here) + [f"not installed: {', '.join(absent)}"] * bool(absent)
+    return Finding("Other runtimes", "ok" if here else "missing", "; ".join(said))
 
 
 def jupyter(machine: Machine) -> Finding:

@@ -35,13 +35,12 @@ PAPER_RULE = OutlierRule()
 COURSE_MODEL_RULE = OutlierRule(magnitude=20.0)  # the paper's 6 is not free of scale: this fits the course model's
 
 
-def find_outliers(
-    hidden: Sequence[Float[Tensor, "tokens width"]], rule: OutlierRule = PAPER_RULE
-) -> Int[Tensor, " outliers"]:
+def find_outliers(hidden: Sequence[Float[Tensor, "_ _"]], rule: OutlierRule = PAPER_RULE) -> Int[Tensor, " outliers"]:
     """Return the dimensions that `rule` calls outliers, in rising order.
 
     A layer counts for a dimension if it holds a value of at least `magnitude` there; the share of tokens is the one
     over all tokens of all layers.
+    Shapes:  each layer is (tokens, width); the number of tokens may differ.
     Errors:  ValueError if there is no layer, their widths differ, or a value is NaN or infinite.
     """
     if not hidden:

@@ -109,7 +109,8 @@ def quantize_with(x: Float[Tensor, "*shape"], grid: Grid) -> Quantized:
         refuse_non_finite(x)
     if grid.zero_point is not None:
         steps += grid.zero_point[:, None, :, None]
-    codes = steps.clamp_(*grid.codes).to(torch.int8 if grid.zero_point is None else torch.uint8)
+    codes = steps.clamp_(*grid.codes).to(torch.int8 if grid.zero_point is None else torch.int16)
+    codes = codes if grid.zero_point is None else codes.to(torch.uint8)  # at once, FP32 to uint8 is not vectorized
     return Quantized(grid.tile.join(codes, x.shape), grid)
 
 

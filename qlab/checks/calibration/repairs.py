@@ -1,6 +1,6 @@
 """Check of `correct_bias` and `equalize`: a mean output that stays, and channels that share their range."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -227,7 +227,8 @@ def _wrong_divisors(first: Tensor, second: Tensor) -> Iterable[tuple[str, str, A
     yield "evens-one-weight-only", one, rows
     yield "evens-one-weight-only", one, 1 / columns
     sign = "A range is a largest magnitude: take `.abs()` before the maximum."
-    yield "forgets-the-sign", sign, (first.amax(1) / second.amax(0)).sqrt()
+    for ratio in ((first.amax(1) / second.amax(0)), (first.amax(1) / second.amax(0)).abs()):
+        yield "forgets-the-sign", sign, ratio.sqrt()
     other = "The scale follows from the largest magnitude: not from a mean or a norm."
     means = first.abs().mean(1), second.abs().mean(0)
     for r, c in (means, (first.norm(dim=1), second.norm(dim=0)), (first.std(1), second.std(0))):

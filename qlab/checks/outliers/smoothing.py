@@ -45,7 +45,7 @@ class Case:
 
 @check(TOPIC, "smooth", outliers.smoothing_scales, outliers.smooth, points=5)
 def check_smooth(smoothing_scales: LearnerFunction, smooth: LearnerFunction, draw: torch.Generator) -> None:
-    """Check `smoothing_scales(activation_absmax, weights, alpha)` and `smooth(gain, weights, activation_absmax, alpha)`."""
+    """Check the scales, and `smooth(gain, weights, activation_absmax, alpha)`, which folds them in."""
     with part("the scales at alpha = 0.5, one reader"):
         _require_scales(smoothing_scales, _case(draw, readers=1))
     with part("alpha 0, 1 and between: which side takes the difficulty"):

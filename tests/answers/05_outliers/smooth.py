@@ -84,7 +84,7 @@ def in_place(gain, weights, activation_absmax, alpha):
     s = scales(activation_absmax, weights, alpha)
     gain /= s
     for weight in weights:
-        weight *= s
+        weight.mul_(s)
     return [gain, weights]
 
 
