@@ -135,10 +135,10 @@ def provenance_line(recording: dict[str, Any] | None, *, command: str, needs: st
         return Markdown(f"**Not recorded yet.** On a machine with {needs}, `{command}` runs this and keeps the result.")
     source = recording["provenance"]
     on_gpu = source["driver"] != "none"
+    seed = "" if source["seed"] is None else f"seed {source['seed']}, "
     device = f"{source['device']}, driver {source['driver']}" if on_gpu else source["processor"]
     return Markdown(
-        f"**Recorded, not measured here**: {device}, torch {source['torch']}, "
-        f"seed {source['seed']}, {source['date']}, by `{command}`."
+        f"**Recorded, not measured here**: {device}, torch {source['torch']}, {seed}{source['date']}, by `{command}`."
     )
 
 

@@ -163,6 +163,15 @@ def test_hooks_go_even_when_the_model_fails():
     assert not any(layer._forward_pre_hooks for layer in model.modules())
 
 
+def test_what_a_watcher_returns_changes_nothing():
+    model, x, seen = Network().eval(), torch.randn(6, 4), {}
+    before = model(x)
+    with watched_inputs(model, seen.setdefault):
+        after = model(x)
+    assert torch.equal(after, before) and torch.equal(seen["first"], x)
+    assert list(seen) == ["first", "again"]
+
+
 def test_calibration_without_data_is_refused():
     with pytest.raises(ValueError, match="at least one batch, got 0"):
         calibrate(Network(), [])

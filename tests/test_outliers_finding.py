@@ -42,7 +42,7 @@ def lively(config):
     model = Decoder(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model.eval()
 
 
@@ -194,7 +194,7 @@ def block(norm):
     readers = tuple(nn.Linear(32, out, bias=out == 8) for out in (32, 8, 8))
     with torch.no_grad():
         for parameter in norm.parameters():
-            parameter += torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter))
     return NormWithReaders("block", norm, readers)
 
 

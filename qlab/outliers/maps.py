@@ -30,10 +30,11 @@ class OutlierMap:
 
 @torch.no_grad()
 def map_outliers(
-    model: nn.Module, batches: Iterable[Integer[Tensor, "batch sequence"]], rule: OutlierRule = PAPER_RULE, *, name: str
+    model: nn.Module, batches: Iterable[Integer[Tensor, "_ _"]], rule: OutlierRule = PAPER_RULE, *, name: str
 ) -> OutlierMap:
     """Run `model`, called `name`, on the batches, and map what its linear layers read.
 
+    Shapes:  each batch is (batch, sequence), of any length.
     Errors:  ValueError if no linear layer runs, or an input is empty or holds NaN or infinity.
     """
     inputs = _Inputs(rule.magnitude)

@@ -53,11 +53,10 @@ def divide_channels(place: NormWithReaders, divisor: Float[Tensor, " width"]) ->
 
 
 @torch.no_grad()
-def norm_outputs(
-    model: Decoder, batches: Iterable[Int[Tensor, "batch sequence"]]
-) -> dict[str, Float[Tensor, "n width"]]:
+def norm_outputs(model: Decoder, batches: Iterable[Int[Tensor, "_ _"]]) -> dict[str, Float[Tensor, "n width"]]:
     """Run `model` on `batches` and return what each norm with readers put out, one row for each token.
 
+    Shapes:  each batch is (batch, sequence), of any length.
     Errors:  ValueError if there is no batch.
     """
     kept: dict[str, list[Tensor]] = {place.name: [] for place in norms_with_readers(model)}

@@ -132,6 +132,13 @@ def _only_above(x: Tensor, clips: Tensor, bits: int) -> Tensor:
     return ((x / step).round_().clamp_(max=largest).mul_(step) - x).square_().mean(1)
 
 
+def _one_code_lower(x: Tensor, clips: Tensor, bits: int) -> Tensor:
+    """Clamp to −8 … 7 where it should be −7 … 7."""
+    largest = 2 ** (bits - 1) - 1
+    step = clips[:, None] / largest
+    return ((x / step).round_().clamp_(-largest - 1, largest).mul_(step) - x).square_().mean(1)
+
+
 def _positive_half(x: Tensor, clips: Tensor, bits: int) -> Tensor:
     return squared_errors(x[x > 0], clips, bits)
 
@@ -194,6 +201,8 @@ def _formulas() -> Iterable[tuple[str, str, Callable[[Case], bool]]]:
 
 def _objectives() -> Iterable[tuple[str, str, Callable[[Case], bool]]]:
     """Yield the slips that minimize something else: told from a bad search only where two clips were bad."""
+    lowest = "The grid here is symmetric: codes from −(2^(bits−1) − 1), not from −2^(bits−1)."
+    yield "uses-the-lowest-code", lowest, _minimizes(_one_code_lower)
     negative = "Values have two signs: the largest magnitude is x.abs().max(), and the clamp has a lower end too."
     for errors in (_only_above, _positive_half, _up_to_the_largest_value):
         yield "one-sided", negative, _minimizes(errors)

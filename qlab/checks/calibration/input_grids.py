@@ -12,7 +12,7 @@ from qlab.checks.quantization.codes import uniform
 from qlab.checks.report import require
 
 WIDTH = 24
-HAIR = 1e-3  # of a step: a suspect's value this near the middle between two codes may have either
+HAIR = 2e-4  # of a step: x / S + Z is up to 255, and in FP32 takes six roundings of 6e-8; nearer to a tie, either code
 ROUNDING = 2.0**-21  # of the sum of magnitudes: FP32 rounds each product, each partial sum and each scale to 2⁻²⁴
 
 
@@ -53,10 +53,9 @@ class Grid:
         codes = codes % 256 if self.wraps else codes.clamp(self.lowest, self.highest)
         return codes - self.zero
 
-    @property
-    def reach(self) -> float:
-        """The largest magnitude that a code stands for."""
-        return float((torch.maximum(self.zero - self.lowest, self.highest - self.zero) * self.scale).max())
+    def spans(self, x: Tensor) -> Tensor:
+        """Return the magnitude of each value as read, and of S · Z: S · code − S · Z is rounded by its parts."""
+        return (self.steps(x).abs() + self.zero.abs()) * self.scale
 
 
 Product = Callable[[Tensor, Grid, Layer], Tensor]
@@ -98,14 +97,14 @@ def require_outputs(
 ) -> None:
     """Refuse the part unless every output is that of the right grid, to the rounding of FP32."""
     got = flat([call.got for call in calls])
-    sums = flat([call.x.double().abs().clamp(max=right(call).reach) @ layer.weight.T.abs() for call in calls])
+    sums = flat([right(call).spans(call.x) @ layer.weight.T.abs() for call in calls])
 
     def near(values: Tensor) -> Tensor:
         return torch.where((got - values).abs() <= ROUNDING * (sums + values.abs()), got, values)
 
     require_values(
         got,
-        near(flat([product(right(call).steps(call.x), right(call), layer) for call in calls])),
+        near(Slip("", "", lambda _, call: right(call)).outputs(calls, layer)),
         given=lambda i: told(i, calls, layer),
         suspects=lambda: [Suspect(s.misconception, s.thought, near(s.outputs(calls, layer))) for s in slips()],
     )

@@ -16,7 +16,7 @@ from qlab.checks.quantization.codes import uniform, unpacked
 from qlab.checks.report import check, part, require
 
 SUMMED = 2.0**-22  # u = 2⁻²⁴ for each of the few roundings of a product and a mean, times the root of the terms
-ROUNDING = 1e-5  # of a weight: a ratio, a root and a product round to 6e-8 each; a small epsilon may be added
+ROUNDING = 1e-4  # of a weight: a ratio, a root and a product round to 6e-8 each; an epsilon of 1e-6 may be added
 
 Pair = tuple[Tensor, Tensor]
 

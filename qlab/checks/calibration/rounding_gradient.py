@@ -69,12 +69,13 @@ def check_fake_quantize(fake_quantize: LearnerFunction, draw: torch.Generator) -
 
 
 def _case(draw: torch.Generator, bits: int, *, rows: bool = False) -> Case:
-    """Draw values up to twice the largest code, on a scale below or above one; without rows, x is a transposed view.
+    """Draw values up to twice the largest code; without rows, x is a transposed view.
 
     Some round to the last code, and some lie so far out that the codes of eight bits do not reach them.
     """
     largest, shape = 2 ** (bits - 1) - 1, (5, 40)
-    sizes = 10.0 ** uniform(-2, 0.5, (5, 1) if rows else (), draw)
+    # one scale stays below 1/4: limits of L instead of S · L are then too wide, and no other slip's
+    sizes = 10.0 ** (uniform(-1.8, 0.5, (5, 1), draw) if rows else uniform(-1.8, -0.6, (), draw))
     steps = uniform(-2 * largest, 2 * largest, shape, draw)
     steps[:, :12] = uniform(-largest, largest, (5, 12), draw)
     steps[:, 12:18] = uniform(largest - 0.4, largest - 0.05, (5, 6), draw) * uniform(-1, 1, (5, 6), draw).sign()

@@ -64,8 +64,8 @@ def _of_the_codes(batches: Sequence[Tensor]) -> Iterator[Slip]:
     zero = "Zero must have a code of its own: widen the range by min(low, 0) and max(high, 0)."
     bare = _bare(*batches)
     low = min(x.min().item() for x in batches)
-    for place in (bare.zero, bare.zero.clamp(0, 255), -low / bare.scale):
-        yield Slip("excludes-zero", zero, lambda _, c, place=place: Grid(bare.scale, place))
+    for shift in (bare.zero, bare.zero.clamp(0, 255), -low / bare.scale):
+        yield Slip("excludes-zero", zero, lambda _, c, shift=shift: Grid(bare.scale, shift))
     right = widened(*batches)
     changed: Callable[..., Grid] = lambda **others: Grid(right.scale, right.zero, **others)  # noqa: E731
     beyond = "Codes are 0 … 255: clamp them, or what lies beyond gets codes that no byte holds."
@@ -73,6 +73,13 @@ def _of_the_codes(batches: Sequence[Tensor]) -> Iterator[Slip]:
     yield Slip("no-clamp", beyond, lambda _, c: changed(wraps=True))
     yield Slip("clamps-to-127", "Unsigned codes end at 255.", lambda _, c: changed(highest=127.0))
     yield Slip("truncates", "A cast cuts toward zero: round first.", lambda _, c: changed(to_integer=torch.trunc))
+    whole = "Z is a whole number, so that zero has a code of its own: round it, and 0 gives exactly 0."
+    place = -min(low, 0.0) / right.scale
+    yield Slip(
+        "zero-point-not-whole",
+        whole,
+        lambda _, c: Grid(right.scale, place, to_integer=lambda steps: torch.round(steps + place) - place),
+    )
     exact = "These are the products of x as it came: turn x into whole codes first."
     yield Slip("not-quantized", exact, lambda _, c: changed(to_integer=unrounded))
     free = Grid(right.scale, right.zero, -torch.inf, torch.inf, unrounded)

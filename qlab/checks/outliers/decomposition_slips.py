@@ -95,6 +95,7 @@ def product_slips(x: Tensor, weight: Tensor, threshold: float) -> Iterator[tuple
     yield "whole-product-in-float", FLOAT, x.double() @ weight.double().T
     yield "whole-product-in-float", FLOAT, (x @ weight.T).bfloat16()
     yield from _half_rounded(x, weight, columns)
+    yield from _single_values(x, weight, threshold)
     # without outliers the first of both fits what the second explains better
     for slips in (_outliers_rounded, _scales) if columns.any() else (_scales, _outliers_rounded):
         yield from slips(x, weight, columns)
@@ -109,6 +110,8 @@ def product_slips(x: Tensor, weight: Tensor, threshold: float) -> Iterator[tuple
     wrapped = (x_codes @ w_codes.T + 128) % 256 - 128
     narrow = "A sum of products of codes needs 32 bits: `.int()` before you multiply."
     yield "accumulates-in-8-bits", narrow, _exact(x, weight, columns) + wrapped * x_scale * w_scale.T
+    for misconception, thought, values in _other_number_types(x, weight, columns):
+        yield misconception, thought, values
     lost = "One integer of the sum is worth S of its token times S of its row of weight."
     for scale in (x_scale, w_scale.T, 1.0):
         yield "forgets-a-scale", lost, _exact(x, weight, columns) + x_codes @ w_codes.T * scale
@@ -119,6 +122,15 @@ def product_slips(x: Tensor, weight: Tensor, threshold: float) -> Iterator[tuple
     yield "outlier-tokens", "The outliers share a column, not a token: look along the first axis, `.any(0)`.", tokens
 
 
+def _single_values(x: Tensor, weight: Tensor, threshold: float) -> Iterator[tuple[str, str, Tensor]]:
+    """Take single values out of x, and quantize all columns of what is left."""
+    every, large = torch.ones(x.shape[1], dtype=torch.bool), x.abs() >= threshold
+    if large.any():
+        calm = x.masked_fill(large, 0.0)
+        whole = "With one outlier the whole *column* is taken out, of x and of weight: reduce the mask by `.any(0)`."
+        yield "takes-out-single-values", whole, _exact(x - calm, weight, every) + _rounded(calm, weight, every)
+
+
 def _half_rounded(x: Tensor, weight: Tensor, columns: Tensor) -> Iterator[tuple[str, str, Tensor]]:
     for absmax in (by_row_of_the_rest, _by_row):
         x_codes, x_scale = _coded(x, ~columns, absmax)
@@ -127,6 +139,22 @@ def _half_rounded(x: Tensor, weight: Tensor, columns: Tensor) -> Iterator[tuple[
         half = "Both factors of the rest get codes, x and weight."
         yield "rounds-one-factor", half, exact + (x * ~columns).double() @ (w_codes * w_scale).T
         yield "rounds-one-factor", half, exact + x_codes * x_scale @ (weight * ~columns).double().T
+
+
+def _other_number_types(x: Tensor, weight: Tensor, columns: Tensor) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield parts in 16 bits, scales that run the other way, and scales with an epsilon."""
+    exact, by_row = _exact(x, weight, columns), by_row_of_the_rest
+    for dtype in (torch.float16, torch.bfloat16):
+        half = _exact(x.to(dtype).float(), weight.to(dtype).float(), columns) + _rounded(x, weight, ~columns)
+        yield "outliers-in-16-bits", "Here the outlier columns are multiplied in FP32.", half
+    turned = "A scale for each row: `amax(1, keepdim=True)`. A scale for each column cannot leave the sum over columns."
+    x_codes, x_scale = _coded(x, ~columns, by_row)
+    w_codes, w_scale = _coded((weight * ~columns).T, torch.tensor(True), by_row)
+    yield "scale-on-the-wrong-axis", turned, exact + (x_codes * x_scale) @ (w_codes * w_scale)
+    for epsilon in (1e-4, 1e-5, 1e-6, 1e-7, 127e-3, 127e-4, 127e-5, 127e-6, 127e-7):
+        raised = lambda values, rest, more=epsilon: by_row_of_the_rest(values, rest) + more  # noqa: E731
+        small = "An epsilon that is added changes small scales: replace a scale only where it is 0."
+        yield "changes-small-scales", small, exact + _rounded(x, weight, ~columns, (raised, raised))
 
 
 def _outliers_rounded(x: Tensor, weight: Tensor, columns: Tensor) -> Iterator[tuple[str, str, Tensor]]:

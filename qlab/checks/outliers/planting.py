@@ -55,11 +55,14 @@ def check_plant_outliers(plant: LearnerFunction, draw: torch.Generator) -> None:
 
 
 def _case(draw: torch.Generator, *, readers: int, dimensions: int) -> Case:
-    """Draw a norm and readers of at least as many rows as columns: a slip of axes is a wrong value, not a crash."""
+    """Draw a norm and readers of at least as many rows as columns: a slip of rows is a wrong value, not a crash.
+
+    The second of several readers is square: there a slip of broadcasting shows.
+    """
     width = drawn(10, 16, draw)
     return Case(
         uniform(0.5, 2.0, (width,), draw),
-        [torch.randn(width + drawn(0, 6, draw), width, generator=draw) for _ in range(readers)],
+        [torch.randn(width + extra, width, generator=draw) for extra in (drawn(1, 6, draw), 0, 3)[:readers]],
         torch.randperm(width, generator=draw)[:dimensions],
         2.0 ** drawn(4, 8, draw),
     )

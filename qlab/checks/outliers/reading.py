@@ -31,10 +31,11 @@ def as_mask(value: Any, width: int, *, call: str) -> Tensor:
     )
     if len(got) == width > 2 and bool(((got == 0) | (got == 1)).all()):  # as numbers, most would be there twice
         return got.bool()
-    known = bool(((got >= 0) & (got < width)).all()) and len(got.unique()) == len(got)
+    numbers = got.long().tolist()
+    strange = [n for n in numbers if not 0 <= n < width] or [n for n in set(numbers) if numbers.count(n) > 1]
     require(
-        known,
-        f"`{call}` returned {got.long().tolist()[:8]}, expected numbers from 0 to {width - 1}, each once",
+        not strange,
+        f"`{call}` returned {strange[:3]} among its dimensions, expected numbers from 0 to {width - 1}, each once",
         misconception="not-a-dimension",
         thought="A dimension is a column: its number counts along the last axis, and each is named once.",
     )
@@ -47,8 +48,13 @@ def as_gain_and_weights(value: Any, gain: Tensor, weights: list[Tensor], *, call
     Errors:  Refused, with the misconception `returns-nothing`, `returns-wrong-type` or `wrong-shape`.
     """
     new_gain, new_weights = unpacked(value, ("gain", "weights"), call=call)
-    names = tuple(f"weights[{i}]" for i in range(len(weights)))
-    by_reader = unpacked(_as_list(new_weights), names, call=f"{call}[1]")
+    by_reader = list(new_weights) if isinstance(new_weights, list | tuple) or _is_stack(new_weights) else []
+    require(
+        len(by_reader) == len(weights),
+        f"`{call}[1]` held {len(by_reader)} weights, expected a list of {len(weights)}",
+        misconception="returns-wrong-type",
+        thought="Return two things: the gain, and a list of the weights of all readers.",
+    )
     read = [
         as_tensor(w, tuple(old.shape), call=f"{call}[1][{i}]").double()
         for i, (w, old) in enumerate(zip(by_reader, weights, strict=True))
@@ -56,9 +62,8 @@ def as_gain_and_weights(value: Any, gain: Tensor, weights: list[Tensor], *, call
     return as_tensor(new_gain, tuple(gain.shape), call=f"{call}[0]").double(), read
 
 
-def _as_list(weights: Any) -> Any:
-    """Return a stack of weights, which is a tensor or an array of three axes, as a list."""
-    return list(weights) if getattr(weights, "ndim", 0) == 3 else weights
+def _is_stack(weights: Any) -> bool:
+    return getattr(weights, "ndim", 0) == 3
 
 
 def flat(gain: Tensor, weights: list[Tensor]) -> Tensor:

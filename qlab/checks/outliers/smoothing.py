@@ -170,6 +170,9 @@ def _wrong_scales(case: Case) -> Iterator[tuple[str, str, Tensor]]:
     yield "multiplies-by-the-weights", product, a**alpha * w ** (1 - alpha)
     yield "same-power-twice", "The powers of X and W add up to 1: alpha and 1 − alpha.", (a / w) ** alpha
     yield "forgets-the-weights", "The weights' magnitude divides.", a**alpha
+    own = torch.stack([_scales(a, one.abs().amax(0), alpha) for one in case.weights])
+    for joined in (own.amax(0), own.mean(0), own.prod(0)):
+        yield "joins-scales-of-readers", SHARED, joined
     for maximum, name, thought in MAXIMA:
         if case.weights[0].shape[0] == len(a):
             yield name, thought, _scales(a, maximum(case.weights), alpha)

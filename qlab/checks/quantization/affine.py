@@ -48,14 +48,21 @@ def check_quantize_affine(
 
 
 def _cases(draw: torch.Generator) -> list[Case]:
-    """Draw ranges on both sides of zero, on one side only, and from zero up; wide and narrow ones."""
-    few = (2, 3, 5, 6, 7)[drawn(0, 4, draw)]
+    """Draw ranges on both sides of zero, on one side only, and from zero up; wide and narrow, of 2 to 8 bits."""
     size = 10.0 ** drawn(1, 3, draw)
-    ranges = [(-1.0, 2.0, 8), (-3e-3, 1e-3, 8), (-size, 0.7 * size, 4), (-5.0, 6.0, few)]
-    ranges += [(2.0, 3.0, 8), (-3.0, -1.5, 8), (1.0, 4.0, 4)]
+    ranges = [(-1.0, 2.0, 8), (-3e-9, 1e-9, 8), (-size, 0.7 * size, 4), (-5.0, 6.0, 5)]
+    ranges += [(2.0, 3.0, 8), (-3.0, -1.5, 8), (1.0, 4.0, 4), (-1.0, 3.0, 6), (-2.0, 1.0, 7), (-1.0, 1.5, 3)]
     cases = [Case(uniform(low, high, (60,), draw), bits) for low, high, bits in ranges]
     matrix = uniform(-0.2, 1.0, (5, 12), draw)
-    return [*cases, Case(matrix.relu(), 8), Case(matrix.clamp(max=0.0), 4)]
+    cases += [Case(matrix.relu(), 8), Case(matrix.clamp(max=0.0), 4)]
+    return [*cases, *(_between_two_codes(part, bits, draw) for part, bits in ((0.3, 8), (0.7, 8), (0.7, 4), (0.3, 2)))]
+
+
+def _between_two_codes(part: float, bits: int, draw: torch.Generator) -> Case:
+    """Draw a range whose Z lies that part of a step above a whole number before it is rounded."""
+    step, below = uniform(0.01, 1.0, (), draw).item(), drawn(1, 2**bits - 3, draw) + part
+    ends = torch.tensor([-below, 2**bits - 1 - below])
+    return Case(torch.cat([ends, uniform(*ends.tolist(), (20,), draw)]) * step, bits)
 
 
 def _pushed_past(bits: int, draw: torch.Generator) -> Case:

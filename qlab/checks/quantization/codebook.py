@@ -1,4 +1,4 @@
-"""Check of `kmeans_codebook`: every centroid the mean of what is nearest to it, whatever the start."""
+"""Check of `kmeans_codebook`: every level the mean of what is nearest to it, whatever the start."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -20,14 +20,14 @@ ROUNDS = 100  # of 400 values, from the quantiles, the range or 8 values at rand
 @check(TOPIC, "kmeans-codebook", codebooks.kmeans_codebook, points=3)
 def check_kmeans_codebook(kmeans_codebook: LearnerFunction, draw: torch.Generator) -> None:
     """Check `kmeans_codebook(x, bits)` by what a codebook at rest must be, in any order and from any start."""
-    with part("each centroid is the mean of the values nearest to it"):
+    with part("each level is the mean of the values nearest to it"):
         for x, bits in ((_bell(draw), 2), (_skewed(draw), 3), (_skewed(draw), 1)):
             _require_means(x, _codebook(kmeans_codebook, x, bits))
     with part("a smaller squared error than the uniform grid from min to max has"):
         for x in (_bell(draw), _skewed(draw)):
             _require_smaller_error(x, _codebook(kmeans_codebook, x, 2))
-    with part("finite where some centroid has no value: outliers, few distinct values, all the same"):
-        for x in (_with_outliers(draw), _few_distinct(draw), torch.randn(1, generator=draw).repeat(60)):
+    with part("finite where some level has no value: outliers, few distinct values, all the same"):
+        for x in (_with_outliers(draw), _few_distinct(draw), _all_the_same(draw)):
             _require_used_levels_in_range(x, _codebook(kmeans_codebook, x, 3))
 
 
@@ -52,16 +52,20 @@ def _few_distinct(draw: torch.Generator) -> Tensor:
     return values[torch.randint(0, 3, (60,), generator=draw)]
 
 
+def _all_the_same(draw: torch.Generator) -> Tensor:
+    return torch.randint(1, 9, (1,), generator=draw).repeat(60) / 4  # whose mean is exact, and whose deviation is 0
+
+
 def _codebook(kmeans_codebook: LearnerFunction, x: Tensor, bits: int) -> Tensor:
     call = f"kmeans_codebook(x, {bits})"
     codebook = as_tensor(kmeans_codebook(x, bits), (2**bits,), call=call).double()
     lost = ~codebook.isfinite()
-    nan = "A centroid with no value has a sum of 0 and a count of 0, and 0 / 0 is NaN: let it stay where it is."
+    nan = "A level with no value has a sum of 0 and a count of 0, and 0 / 0 is NaN: let it stay where it is."
     require(
         not lost.any(),
-        f"`{call}` returned {int(lost.sum())} centroids that are not finite: {_listed(codebook)}",
+        f"`{call}` returned {int(lost.sum())} levels that are not finite: {_listed(codebook)}",
         misconception="empty-cluster-becomes-nan" if codebook.isnan().any() else "not-finite",
-        thought=nan if codebook.isnan().any() else "Every centroid is a mean of values that are finite.",
+        thought=nan if codebook.isnan().any() else "Every level is a mean of values that are finite.",
     )
     return codebook
 
@@ -69,12 +73,19 @@ def _codebook(kmeans_codebook: LearnerFunction, x: Tensor, bits: int) -> Tensor:
 def _require_means(x: Tensor, codebook: Tensor) -> None:
     centroids, low, high = _means(x.double(), codebook)
     apart = torch.maximum(low - centroids, centroids - high) / x.double().std()
+    require(
+        len(codebook.unique()) in (1, len(codebook)),  # all equal are refused below, by their mean
+        f"given {len(x)} different values, {len(codebook) - len(codebook.unique())} of the {len(codebook)} levels that"
+        f" came back equal others: {_listed(codebook)}",
+        misconception="some-levels-equal",
+        thought=f"{DIFFER} Of two that are equal only one can be the nearest to a value.",
+    )
     if apart.max() <= AT_REST and len(centroids) > 1:
         return
     worst = int(apart.argmax())
     misconception, thought = _diagnosis(x.double(), codebook)
     raise Refused(
-        f"given {len(x)} values from {x.min():.4g} to {x.max():.4g} and {len(codebook)} levels, got the centroid"
+        f"given {len(x)} values from {x.min():.4g} to {x.max():.4g} and {len(codebook)} levels, got the level"
         f" {centroids[worst]:.5g}; the mean of the values nearest to it is {low[worst]:.5g},"
         f" {apart[worst]:.2g} standard deviations away (at most {AT_REST})",
         misconception=misconception,
@@ -129,14 +140,14 @@ def _diagnosis(x: Tensor, codebook: Tensor) -> tuple[str, str]:
     """Name the slip whose own rule gives every centroid, to a thousandth of a standard deviation."""
     got, near = codebook.sort().values, 1e-3 * x.std()
     if got[0] == got[-1]:
-        return "all-centroids-equal", "Start from centroids that differ: values of x, quantiles, points of its range."
+        return "all-centroids-equal", DIFFER
     for misconception, thought, rule in SLIPS:
         for values in rule(x, codebook):
             if ((values.sort().values - got).abs() <= near).all():
                 return misconception, thought
     if (codebook < x.min() - near).any() or (codebook > x.max() + near).any():
         return "leaves-the-range", "A mean of values lies between the smallest and the largest of them."
-    again = "Assign, average, assign again, until no centroid moves, and return those averages"
+    again = "Assign, average, assign again, until no level moves, and return those averages"
     return "not-the-means", f"{again}: {ROUNDS} rounds are enough here."
 
 
@@ -194,10 +205,11 @@ def _listed(codebook: Tensor) -> str:
     return ", ".join(f"{value:.4g}" for value in codebook.tolist())
 
 
-STAY = "These are the centroids that a start has: move each to the mean of the values nearest to it, again and again."
-ONCE = "This is one round. A centroid that moves changes which values are nearest to it: go on until none moves."
+DIFFER = "Start from levels that differ: values of x, quantiles, points of its range."
+STAY = "These are the levels that a start has: move each to the mean of the values nearest to it, again and again."
+ONCE = "This is one round. A level that moves changes which values are nearest to it: go on until none moves."
 MEDIAN = "The median makes the absolute error smallest, the mean the squared error."
-INDEX = "Average the values of x that chose a centroid, not their indices."
+INDEX = "Average the values of x that chose a level, not their indices."
 SLIPS: tuple[tuple[str, str, Callable[[Tensor, Tensor], Iterable[Tensor]]], ...] = (
     ("averages-indices", INDEX, _indices),
     ("moves-to-the-median", MEDIAN, _medians),

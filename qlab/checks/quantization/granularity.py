@@ -31,7 +31,10 @@ def check_quantize_groups(
     size = drawn(4, 8, draw)
     rows = [_case(draw, 8, columns, columns) for columns in (7, 12)]
     whole = [_case(draw, bits, size * drawn(3, 5, draw), size) for bits in (8, 4)]
-    ragged = [_case(draw, bits, size * drawn(2, 4, draw) + drawn(1, size - 1, draw), size) for bits in (8, 4)]
+    whole.append(_case(draw, 8, 5, 1))
+    # (2 size + 1) columns make three groups, and a third of the columns is less than a group
+    lengths = (size * drawn(2, 4, draw) + drawn(1, size - 1, draw), 2 * size + 1)
+    ragged = [_case(draw, bits, columns, size) for bits, columns in zip((8, 4), lengths, strict=True)]
     with part("one group as long as a row: a scale for each row"):
         for case in rows:
             _scales(quantize_groups, case)
@@ -57,6 +60,7 @@ def _case(draw: torch.Generator, bits: int, columns: int, group_size: int) -> Ca
     w *= uniform(0.3, 3.0, (5, 1), draw) * uniform(0.3, 3.0, (1, columns), draw)
     if ragged := columns % group_size:
         w[:, -ragged - 1] = 1.5 * w.abs().amax(1)  # just outside the last group, which must not see it
+    w[-1] *= 1e-9
     return Case(w, bits, group_size)
 
 
@@ -69,7 +73,7 @@ def _scales(quantize_groups: LearnerFunction, case: Case) -> None:
         got,
         expected,
         given=lambda i: f"{case.told} (the scale of row {i // expected.shape[1]}, group {i % expected.shape[1]})",
-        suspects=wrong_scales(case),
+        suspects=wrong_scales(case, got),
     )
 
 
@@ -149,7 +153,7 @@ def _zero_group(quantize_groups: LearnerFunction, case: Case) -> None:
     _name_by_shape(scales, case)
     steps = as_tensor(scales, tuple(case.scales.shape), call=f"{case.call}[1]")
     require(
-        bool((got[w == 0] == 0).all()) and bool(((steps > 0) & steps.isfinite()).all()),
+        bool((got[w == 0] == 0).all()) and 0 < steps[1, -1] < torch.inf,
         f"given {case.told} with zeros for the last group of row 1, got its scale {steps[1, -1]:g}"
         f" and codes {got[1, -1]:g}, expected a positive scale and 0",
         misconception="divides-by-zero",

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from qlab.checks.expect import Suspect
+from qlab.checks.quantization.codes import with_an_epsilon
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def other_groupings(case: Case) -> Iterator[tuple[str, str, Tensor]]:
     yield "merges-the-ragged-group", tail, torch.stack([group.amax(1) for group in merged], 1)
 
 
-def wrong_scales(case: Case) -> Iterator[Suspect]:
+def wrong_scales(case: Case, got: Tensor) -> Iterator[Suspect]:
     """Yield the scales that slips put in the right places."""
     most = case.scales * case.largest
     for misconception, thought, magnitudes in _wrong_magnitudes(case, most):
@@ -69,6 +70,9 @@ def wrong_scales(case: Case) -> Iterator[Suspect]:
     yield Suspect("ignores-bits", "The largest code follows from `bits`.", most / 127)
     yield Suspect("counts-255-levels", "From −127 to 127 there are 254 steps.", most / (case.largest + 0.5))
     yield Suspect("inverse-scale", "The scale is the size of a step: return S, not 1 / S.", case.largest / most)
+    for factor in (1, case.largest):  # an epsilon on the scale, or on the magnitude
+        for suspect in with_an_epsilon(factor * case.scales.flatten(), factor * got.double().flatten()):
+            yield Suspect(suspect.misconception, suspect.thought, suspect.values / factor)
 
 
 def _wrong_magnitudes(case: Case, most: Tensor) -> Iterator[tuple[str, str, Tensor]]:

@@ -41,8 +41,7 @@ class Product:
     def terms(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Σ X W, Z_x Σ W, Z_w Σ X and K Z_x Z_w, each as (tokens, out) or what broadcasts to it."""
         x, w, w_zero = self.x.long(), self.w.long(), self.w_zero.long().T
-        count = x.shape[1]
-        return x @ w.T, self.x_zero * w.sum(1), x.sum(1, keepdim=True) * w_zero, count * self.x_zero * w_zero
+        return x @ w.T, self.x_zero * w.sum(1), x.sum(1, keepdim=True) * w_zero, x.shape[1] * self.x_zero * w_zero
 
     @property
     def total(self) -> Tensor:
@@ -237,6 +236,7 @@ SLIPS: tuple[Slip, ...] = (
     ),
     ("drops-the-cross-terms", CROSS, lambda p: p.terms[0]),
     ("drops-the-cross-terms", CROSS, lambda p: p.terms[0] + p.terms[3]),
+    ("drops-the-cross-terms", CROSS, lambda p: p.terms[0] - p.x_zero * p.w_zero.T),
     ("forgets-k-zx-zw", f"{CROSS} The last is missing.", lambda p: p.total - p.terms[3]),
     (
         "subtracts-k-zx-zw",

@@ -114,6 +114,7 @@ SLIPS_OF_SCALES: tuple[tuple[str, str, tuple[Callable[[Case], float], ...]], ...
             lambda c: c.x.max().item() / c.largest,
             lambda c: abs(c.x.max().item()) / c.largest,
             lambda c: -c.x.min().item() / c.largest,
+            lambda c: c.x.max().item() / c.largest if c.x.max() > 0 else 1.0,  # with the guard of an all-zero tensor
         ),
     ),
     ("inverse-scale", "The scale is the size of a step, in units of x: return S, not 1 / S.", (lambda c: 1 / c.scale,)),

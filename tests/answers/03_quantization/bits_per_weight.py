@@ -143,3 +143,20 @@ def prints(*arguments):
 @BANK.crashes
 def with_a_size_for_a_shape(shape, bits, group_size, scale_bits, zero_point_bits):
     return bits + math.ceil(shape / group_size) * (scale_bits + zero_point_bits) / shape
+
+
+@BANK.right
+def by_splitting_a_tensor_without_data(shape, bits, group_size, scale_bits, zero_point_bits):
+    groups = len(torch.empty(shape, device="meta").split(group_size, dim=1))
+    return torch.tensor(bits + groups * (scale_bits + zero_point_bits) / shape[1])
+
+
+@BANK.wrong("wrong-value")
+def bytes_of_packed_groups(shape, bits, group_size, scale_bits, zero_point_bits):
+    sizes = [min(group_size, shape[1] - start) for start in range(0, shape[1], group_size)]
+    return sum(8 * math.ceil(n * bits / 8) + scale_bits + zero_point_bits for n in sizes) / shape[1]
+
+
+@BANK.wrong("wrong-value")
+def one_zero_point_a_row(shape, bits, group_size, scale_bits, zero_point_bits):
+    return bits + (math.ceil(shape[1] / group_size) * scale_bits + zero_point_bits) / shape[1]

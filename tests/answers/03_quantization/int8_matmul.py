@@ -242,3 +242,23 @@ def forgets_to_return(x, w):
 @BANK.crashes
 def multiplies_two_types(x, w):
     return scaled(x[0] @ w[0].T, x, w)
+
+
+@BANK.wrong("drops-the-cross-terms")
+def corrects_the_sum_once(x, w):
+    products, *_ = terms(x, w)
+    return scaled(products - x[2] * w[2].T, x, w)
+
+
+@BANK.right
+def shifted_into_int8(x, w):
+    (x_codes, x_scale, x_zero), w_terms = x, w
+    shifted = (x_codes.int() - 128).to(torch.int8)
+    return with_the_four_terms((shifted, x_scale, x_zero - 128), w_terms)
+
+
+@BANK.right
+def exact_floats_in_pieces(x, w):
+    left, right = (x[0].int() - x[2]).float(), (w[0].int() - w[2]).float()
+    pieces = zip(left.split(128, 1), right.split(128, 1), strict=True)
+    return scaled(sum((a @ b.T).long() for a, b in pieces), x, w)

@@ -338,3 +338,37 @@ def averages_whole_numbers(x, bits):
     levels = 2**bits
     chosen = nearest(x, from_the_range(x, levels))
     return torch.stack([chosen[chosen == level].mean() for level in range(levels)])
+
+
+@BANK.wrong("some-levels-equal")
+def half_the_levels_twice(x, bits):
+    return lloyd(x, from_the_quantiles(x, max(2 ** (bits - 1), 2))).repeat(2)[-(2**bits) :]
+
+
+@BANK.wrong("empty-cluster-becomes-nan")
+def of_values_normalized(x, bits):
+    z = (x - x.mean()) / x.std()
+    return lloyd(z, from_the_quantiles(z, 2**bits)) * x.std() + x.mean()
+
+
+@BANK.right
+def best_of_all_partitions(x, bits):
+    """Return the means of the cheapest cuts of the sorted values, found from left to right."""
+    values = np.sort(x.double().numpy())
+    sums, squares = (np.concatenate([[0.0], np.cumsum(v)]) for v in (values, values**2))
+    count, levels = len(values), 2**bits
+    cost, cuts = np.full(count + 1, np.inf), []
+    cost[0] = 0.0
+    for _ in range(levels):
+        spent, cut = np.full(count + 1, np.inf), np.zeros(count + 1, dtype=int)
+        for end in range(1, count + 1):
+            start = np.arange(end)
+            within = squares[end] - squares[start] - (sums[end] - sums[start]) ** 2 / (end - start)
+            cut[end] = (cost[:end] + within).argmin()
+            spent[end] = (cost[:end] + within).min()
+        cost, cuts = spent, [*cuts, cut]
+    means, end = [], count
+    for cut in reversed(cuts):
+        means.append((sums[end] - sums[cut[end]]) / (end - cut[end]))
+        end = cut[end]
+    return means

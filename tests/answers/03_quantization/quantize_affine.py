@@ -307,3 +307,27 @@ BANK.add(
     misconception="wrong-shape",
 )
 BANK.answers.append(Answer(BANK.exercise, "shifts_floats", (lambda x, bits: (x << 2, 1, 0), back), outcome="crashed"))
+
+
+def with_a_little_more(x, bits):
+    codes, scale, zero_point = forward(x, bits)
+    return codes, scale + 1e-12, zero_point
+
+
+BANK.add(
+    "clamps_the_upper_end",  # with Z and x / S rounded alike, no code falls below 0
+    variant(
+        codes=lambda x, s, z, bits: (torch.round(x / s) + z).clamp(max=2**bits - 1).to(torch.int32).to(torch.uint8)
+    ),
+    back,
+)
+for name, misconception, wrong in [
+    ("z_rounded_up", "wrong-value", variant(zero=lambda low, s, bits: torch.ceil(-low / s))),
+    ("four_bits_for_five_to_seven", "wrong-value", lambda x, bits: forward(x, 4 if 4 < bits < 8 else bits)),
+    (
+        "epsilon_of_a_trillionth",
+        "changes-small-scales",
+        with_a_little_more,
+    ),
+]:
+    BANK.add(name, wrong, back, misconception=misconception)

@@ -244,3 +244,35 @@ for name, misconception, wrong_back in [
     BANK.add(name, forward, wrong_back, misconception=misconception)
 for name, function in [("refuses_ragged", refuses_ragged), ("needs_whole_groups", needs_whole_groups)]:
     BANK.answers.append(Answer(BANK.exercise, name, (function, back), outcome="crashed"))
+
+
+def by_pooling(w, bits, group_size):
+    scales = torch.nn.functional.max_pool1d(w.abs()[None], group_size, ceil_mode=True)[0] / top(bits)
+    scales = torch.where(scales > 0, scales, 1.0)
+    return coded(w, spread(scales, group_size, w.shape[1]), bits), scales
+
+
+def with_scales(rule):
+    """Return the right answer with its scales changed."""
+
+    def quantize_groups(w, bits, group_size):
+        scales = rule(scales_of(w, bits, group_size))
+        return coded(w, spread(scales, group_size, w.shape[1]), bits), scales
+
+    return quantize_groups
+
+
+BANK.add("pools", by_pooling, lambda c, s, g: c * s[:, torch.arange(c.shape[1]) // g])
+for name, function in [
+    ("clamps_the_scales", with_scales(lambda scales: scales.clamp(min=1e-4))),
+    ("adds_an_epsilon", with_scales(lambda scales: scales + 1e-8)),
+]:
+    BANK.add(name, function, back, misconception="changes-small-scales")
+BANK.add("scales_of_sixteen_bits", with_scales(lambda scales: scales.half().float()), back, misconception="wrong-value")
+BANK.add("pairs_at_least", lambda w, b, g: forward(w, b, max(g, 2)), back, misconception="wrong-shape")
+BANK.add(
+    "guesses_the_group_size",
+    forward,
+    lambda c, s, g: c * spread(s, -(-c.shape[1] // s.shape[1]), c.shape[1]),
+    misconception="wrong-value",
+)

@@ -133,3 +133,26 @@ def forgets_to_return(x):
 @BANK.crashes
 def with_an_unknown_type(x):
     return x.to(torch.uint9), *grid(x)
+
+
+@BANK.right
+def from_the_upper_end(x):
+    high, scale = x.max(), (x.max() - x.min()) / 255
+    return ((high - x) / scale).round().to(torch.uint8), -scale, high
+
+
+@BANK.right
+def around_the_middle(x):
+    middle, scale = (x.max() + x.min()) / 2, (x.max() - x.min()) / 254
+    return ((x - middle) / scale).round().clamp(-127, 127).to(torch.int8), scale, middle
+
+
+@BANK.wrong("wrong-shape")
+def hides_the_floats_in_the_scale(x):
+    return torch.ones(x.shape, dtype=torch.uint8), x, 0.0
+
+
+@BANK.wrong("wrong-value")
+def clips_one_percent(x):
+    low, high = torch.quantile(x, 0.01), torch.quantile(x, 0.99)
+    return ((x - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8), (high - low) / 255, low

@@ -85,7 +85,7 @@ def on_by_the_inverse(x, scale, bits):
 
 
 def by_the_inverse(x, bits):
-    absmax = x.abs().max().clamp(min=1e-8)
+    absmax = x.abs().max().clamp(min=1e-12)
     return on_by_the_inverse(x, absmax / (2 ** (bits - 1) - 1), bits), 1 / ((2 ** (bits - 1) - 1) / absmax)
 
 
@@ -135,6 +135,12 @@ for name, misconception, rule in [
     ("adds_an_epsilon", "changes-small-scales", lambda x, bits: x.abs().max() / (2 ** (bits - 1) - 1) + 1e-8),
     ("epsilon_on_absmax", "changes-small-scales", lambda x, bits: (x.abs().max() + 1e-5) / (2 ** (bits - 1) - 1)),
     ("clamps_the_scale", "changes-small-scales", lambda x, bits: scale_of(x, bits).clamp(min=1e-4)),
+    ("clamps_the_scale_low", "changes-small-scales", lambda x, bits: scale_of(x, bits).clamp(min=1e-8)),
+    (
+        "largest_without_abs_or_one",
+        "forgets-the-sign",
+        lambda x, bits: torch.where(x.max() > 0, x.max() / (2 ** (bits - 1) - 1), 1.0),
+    ),
     ("mean_magnitude", "wrong-value", lambda x, bits: x.abs().mean() / (2 ** (bits - 1) - 1)),
 ]:
     BANK.add(name, scaled(rule), on, back, misconception=misconception)
@@ -197,3 +203,30 @@ for name, misconception, wrong_back in [
 BANK.add("returns_nothing", lambda x, bits: None, on, back, misconception="returns-nothing")
 BANK.add("codes_only", lambda x, bits: forward(x, bits)[0], on, back, misconception="returns-wrong-type")
 BANK.answers.append(Answer(BANK.exercise, "shifts_floats", (lambda x, bits: (x << 2, 1), on, back), outcome="crashed"))
+
+
+def by_midpoints(x, scale, bits):
+    """Count the midpoints between neighboring codes that lie below each value."""
+    top = 2 ** (bits - 1) - 1
+    return (torch.bucketize(x, (torch.arange(-top, top) + 0.5) * scale) - top).to(torch.int8)
+
+
+def on_every_code(x, scale, bits):
+    codes = torch.arange(1 - 2 ** (bits - 1), 2 ** (bits - 1))
+    return codes[(x[..., None] - codes * scale).abs().argmin(-1)].to(torch.int8)
+
+
+def in_place(x, scale, bits):
+    return x.div_(scale).round_().clamp_(1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1).to(torch.int8)
+
+
+def by_rule(rule):
+    def quantize_symmetric(x, bits):
+        scale = scale_of(x, bits)
+        return rule(x, scale, bits), scale
+
+    return quantize_symmetric
+
+
+for name, rule in [("midpoints", by_midpoints), ("every_code", on_every_code), ("in_place", in_place)]:
+    BANK.add(name, by_rule(rule), rule, back)

@@ -433,6 +433,44 @@ class ForgetsSuper(nn.Module):
         self.register_buffer("codes", linear.weight.detach().to(torch.int8))
 
 
+class RoundsTheInputs(Base):
+    def forward(self, x):
+        step = x.abs().amax(-1, keepdim=True).clamp(min=1e-9) / 127
+        return super().forward((x / step).round() * step)
+
+
+class RoundsTheInputsOnce(Base):
+    def forward(self, x):
+        step = x.abs().max().clamp(min=1e-9) / 127
+        return super().forward((x / step).round() * step)
+
+
+class InBFloat16(Base):
+    def forward(self, x):
+        bias = None if self.bias is None else self.bias.bfloat16()
+        return nn.functional.linear(x.bfloat16(), self.weight().bfloat16(), bias).float()
+
+
+class ALinearWithoutItsWeight(nn.Linear):
+    def __init__(self, linear):
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        weight = linear.weight.detach()
+        del self.weight
+        self.register_buffer("scale", row_scale(weight))
+        self.register_buffer("weight", (weight / self.scale).round().to(torch.int8))
+        self.bias = linear.bias
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight * self.scale, self.bias)
+
+
+class RowByRow(Base):
+    def forward(self, x):
+        rows = [x @ row for row in self.weight()]
+        y = torch.stack(rows, -1)
+        return y if self.bias is None else y + self.bias
+
+
 class NeedsABias(Base):
     def __init__(self, linear):
         super().__init__(linear)
@@ -449,6 +487,8 @@ RIGHT = (
         KeepsItsOwnState,
         by_qlab,
         by_qlab_in_groups,
+        ALinearWithoutItsWeight,
+        RowByRow,
     ),
 )
 WRONG = {
@@ -471,7 +511,7 @@ WRONG = {
     "divides-by-zero": (ZeroTimesInfinity,),
     "keeps-the-graph": (ForgetsToDetach,),
     "more-than-codes": (KeepsTheCodesTwice,),
-    "wrong-value": (FourBits, UnsignedCodesInInt8),
+    "wrong-value": (FourBits, UnsignedCodesInInt8, RoundsTheInputs, RoundsTheInputsOnce, InBFloat16),
     "returns-nothing": (ReturnsNothing, forgets_to_return),
     "not-a-module": (IsNoModule,),
 }

@@ -99,6 +99,12 @@ def clamps_the_values_first(w_codes, w_scale, batches):
 
 
 @BANK.right
+def subtracts_the_zero_in_units_of_x(w_codes, w_scale, batches):
+    scale, zero = grid_of(batches)
+    return lambda x: ((x / scale + zero).round().clamp(0, 255) * scale - zero * scale) @ (w_codes * w_scale).T
+
+
+@BANK.right
 def in_numpy(w_codes, w_scale, batches):
     values = np.concatenate([x.numpy().ravel() for x in batches] + [np.zeros(1, np.float32)])
     scale = np.ptp(values) / np.float32(255)
@@ -277,6 +283,13 @@ def range_without_zero_and_clamped(w_codes, w_scale, batches):
     scale, low = bare(batches)
     zero = min(max(round(-low / scale), 0), 255)
     return lambda x: product(steps_of(x, scale, zero), scale, w_codes, w_scale)
+
+
+@BANK.wrong("zero-point-not-whole")
+def counts_steps_from_the_low_end(w_codes, w_scale, batches):
+    low = min(0.0, *(x.min().item() for x in batches))
+    scale = (max(0.0, *(x.max().item() for x in batches)) - low) / 255
+    return lambda x: (((x - low) / scale).round().clamp(0, 255) * scale + low) @ (w_codes * w_scale).T
 
 
 @BANK.wrong("no-clamp")

@@ -95,6 +95,14 @@ def by_torchs_own_rounding(x, weight, threshold):
     return x[:, mask] @ weight[:, mask].T + codes[0] @ codes[1].T / inverse[0] / inverse[1].T, mask.int()
 
 
+@BANK.right
+def with_an_epsilon_that_is_small(x, weight, threshold):
+    mask = outlier_mask(x, threshold)
+    scales = [(values * ~mask).abs().amax(1, keepdim=True) / 127 + 1e-8 for values in (x, weight)]
+    codes = [(values * ~mask / scale).round() for values, scale in zip((x, weight), scales, strict=True)]
+    return x[:, mask] @ weight[:, mask].T + codes[0] @ codes[1].T * scales[0] * scales[1].T, mask.float()
+
+
 @BANK.wrong("whole-product-in-float")
 def nothing_rounded(x, weight, threshold):
     return x @ weight.T, outlier_mask(x, threshold)
@@ -230,6 +238,34 @@ def outliers_in_both_parts(x, weight, threshold):
 def outlier_rows(x, weight, threshold):
     tokens = (x.abs() >= threshold).any(1, keepdim=True)
     return torch.where(tokens, x @ weight.T, int8_part(x, weight)), outlier_mask(x, threshold)
+
+
+@BANK.wrong("takes-out-single-values")
+def values_instead_of_columns(x, weight, threshold):
+    large = x.abs() >= threshold
+    return (x * large) @ weight.T + int8_part(x * ~large, weight), large.any(0)
+
+
+@BANK.wrong("outliers-in-16-bits")
+def outliers_in_half_precision(x, weight, threshold):
+    mask = outlier_mask(x, threshold)
+    exact = x[:, mask].half().float() @ weight[:, mask].half().float().T
+    return exact + int8_part(x * ~mask, weight * ~mask), mask
+
+
+@BANK.wrong("scale-on-the-wrong-axis")
+def a_scale_for_each_column_of_weight(x, weight, threshold):
+    mask = outlier_mask(x, threshold)
+    (x_codes, x_scale), (w_codes, w_scale) = quantized(x * ~mask), quantized((weight * ~mask).T)
+    return x[:, mask] @ weight[:, mask].T + (x_codes * x_scale) @ (w_codes * w_scale), mask
+
+
+@BANK.wrong("changes-small-scales")
+def a_large_epsilon(x, weight, threshold):
+    mask = outlier_mask(x, threshold)
+    scales = [(values * ~mask).abs().amax(1, keepdim=True) / 127 + 1e-4 for values in (x, weight)]
+    codes = [(values * ~mask / scale).round() for values, scale in zip((x, weight), scales, strict=True)]
+    return x[:, mask] @ weight[:, mask].T + codes[0] @ codes[1].T * scales[0] * scales[1].T, mask
 
 
 @BANK.wrong("truncates")

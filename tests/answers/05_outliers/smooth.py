@@ -155,6 +155,13 @@ def first_reader(activation_absmax, weights, alpha):
 BANK.add("the_first_readers_maximum", first_reader, smoothed_with(first_reader), misconception="max-of-one-reader")
 
 
+def mean_of_scales(activation_absmax, weights, alpha):
+    return torch.stack([scales(activation_absmax, [weight], alpha) for weight in weights]).mean(0)
+
+
+BANK.add("mean_of_scales", mean_of_scales, smoothed_with(mean_of_scales), misconception="joins-scales-of-readers")
+
+
 def across(activation_absmax, weights, alpha):
     largest = torch.stack([weight.abs().amax(1) for weight in weights]).amax(0).clamp(min=SMALLEST)
     return activation_absmax.clamp(min=SMALLEST) ** alpha / largest ** (1 - alpha)
