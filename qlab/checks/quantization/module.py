@@ -41,10 +41,9 @@ def check_quantized_linear(quantized_linear: LearnerFunction, draw: torch.Genera
     with part("a state_dict, saved and loaded into another layer, makes it the same layer"):
         first, second = (_linear(draw, out=24) for _ in range(2))
         source, other = _made(quantized_linear, first), _made(quantized_linear, second)
-        x = torch.randn(6, first.in_features, generator=draw)
         for layer, linear in ((source, first), (other, second)):
             _require_product(layer, linear, draw)
-        _require_carried(source, other, first, x)
+        _require_carried(source, other, first, torch.randn(6, first.in_features, generator=draw))
     with part("nothing else is kept, before a call and after: no float weight, no cache, no autograd graph"):
         linear = _linear(draw, out=24)
         layer = _made(quantized_linear, linear)
@@ -110,11 +109,12 @@ def _require_weights(quantized_linear: LearnerFunction, linear: nn.Linear) -> No
 def _require_outputs(layer: nn.Module, linear: nn.Linear, x: Tensor) -> None:
     """Ask for x Wᵀ + b with the weight that the layer shows for the identity, near the real one or not."""
     bias, rows = linear.bias.detach().double(), x.double().view(-1, x.shape[-1])
-    zeros = torch.zeros(1, linear.in_features)
-    weight = (_outputs(layer, torch.eye(linear.in_features), linear) - _outputs(layer, zeros, linear)).T
+    shown = (_outputs(layer, inputs, linear) for inputs in (torch.eye(x.shape[-1]), torch.zeros(1, x.shape[-1])))
+    weight = torch.sub(*shown).T
     got, products = _outputs(layer, x, linear), rows @ weight.T
-    # FP32 rounds each product and sum: Higham 1993, u · terms · size; reading a weight, twice, beside the bias
-    allowed = 2.0**-24 * ((x.shape[-1] + 4) * rows.abs() @ (weight.abs() + 2 * bias.abs()[:, None]).T + 4 * bias.abs())
+    # FP32 rounds each product and sum: Higham 1993, u · terms · size; and each weight was read beside the bias
+    summed = (x.shape[-1] + 4) * (rows.abs() @ weight.abs().T + bias.abs())
+    allowed = 2.0**-24 * (summed + 4 * rows.abs().sum(1, keepdim=True) * bias.abs())
     require_within(
         got.flatten(),
         (products + bias).flatten(),
