@@ -63,8 +63,8 @@ def check_mse_clip(mse_clip: LearnerFunction, draw: torch.Generator) -> None:
         x = _bell(draw).sign() * _bell(draw).square()
         _judge([_called(mse_clip, x, bits) for bits in (2, drawn(3, 4, draw), 6)])
     with part("a clip is in the units of x: tiny values, and large ones"):
-        x = _bell(draw)
-        _judge([_called(mse_clip, x * 10.0 ** drawn(*power, draw), 4) for power in ((-5, -3), (2, 4))])
+        powers = (drawn(-5, -3, draw), drawn(2, 4, draw))  # of two sets of values: one set would say the same twice
+        _judge([_called(mse_clip, _bell(draw) * 10.0**power, 4) for power in powers])
 
 
 def _bell(draw: torch.Generator) -> Tensor:

@@ -44,8 +44,8 @@ def check_dynamic_linear(dynamic_linear: LearnerFunction, draw: torch.Generator)
     with part("each token on a scale of its own, each value at the nearest of the codes −127 … 127"):
         judge(identity(), *(_tokens(count, draw) for count in (12, 1, 7)))
     with part("the products of codes, times both scales"):
-        for out in (5, WIDTH, 40):
-            judge(random_layer(out, draw), _tokens(9, draw))
+        for out, size in ((5, 1.0), (WIDTH, 0.02), (40, 1.0)):  # small ones, too: no scale has a floor
+            judge(random_layer(out, draw), size * _tokens(9, draw))
     with part("a token of zeros gives zeros, and leaves the others alone"):
         x = _tokens(6, draw)
         x[drawn(0, 5, draw)] = 0.0
@@ -89,6 +89,9 @@ def _slips(calls: Sequence[Call]) -> Iterator[Slip]:
     yield Slip("truncates", cut, lambda _, c: symmetric(_largest(c.x), to_integer=torch.trunc))
     sign = "Magnitudes count: a token's largest value may be a negative one."
     yield Slip("forgets-the-sign", sign, lambda _, c: symmetric(c.x.amax(1, keepdim=True)))
+    floor = "A scale below yours is a scale, too: only that of a token of zeros is replaced."
+    for least in (1e-2, 1e-3, 1e-4):
+        yield Slip("scale-has-a-floor", floor, lambda _, c, n=least: symmetric(_largest(c.x).clamp(min=127 * n)))
     wide = "Codes go to ±127: a token's largest magnitude gets code 127."
     for largest in (128, 255, 7):
         yield Slip("wrong-largest-code", wide, lambda _, c, n=largest: symmetric(_largest(c.x), largest=n))

@@ -32,8 +32,9 @@ def check_static_linear(static_linear: LearnerFunction, draw: torch.Generator) -
             batches, inside = _calibration(draw)
             _judge(static_linear, identity(), batches, [inside(5)])
     with part("what lies beyond the calibrated range is clamped to it"):
-        for right, left in ((6.0, 0.3), (0.3, 1.5)):  # beyond one end only: a range that grows is not the input's own
-            batches, inside = _calibration(draw)
+        # beyond one end only, as a range that grows is not the input's own; Z was rounded down once, and up once
+        for right, left, side in ((6.0, 0.3, 1), (0.3, 1.5, -1)):
+            batches, inside = _calibration(draw, side)
             x = inside(6)
             _judge(static_linear, identity(), batches, [torch.where(x > 0, right * x, left * x)])
     with part("the range contains zero, though no batch did: 0 gives 0"):
@@ -76,13 +77,13 @@ def _called(linear: LearnerFunction, x: Tensor, layer: Layer) -> Call:
     return Call(x, outputs_of(linear(x), x, layer, call="linear(x)"))
 
 
-def _calibration(draw: torch.Generator) -> tuple[list[Tensor], Callable[[int], Tensor]]:
+def _calibration(draw: torch.Generator, side: int = 1) -> tuple[list[Tensor], Callable[[int], Tensor]]:
     """Draw four batches of which neither the first nor the last is the widest, and a source of tokens inside.
 
-    S and Z leave no doubt: −low / S is not near the middle between two codes.
+    S and Z leave no doubt: −low / S is a tenth to three tenths from Z, above it where `side` is 1, below where it is −1.
     """
     step, zero = uniform(0.01, 0.5, (), draw).item(), drawn(60, 190, draw)
-    shift = uniform(-0.3, 0.3, (), draw).item()
+    shift = side * uniform(0.1, 0.3, (), draw).item()
     low, high = -(zero + shift) * step, (255 - zero - shift) * step
     batches = [share * uniform(low, high, (drawn(3, 9, draw), WIDTH), draw) for share in (0.5, 1.0, 0.9, 0.3)]
     batches[1][0, 0], batches[1][1, 1] = low, high

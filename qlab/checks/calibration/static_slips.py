@@ -64,9 +64,10 @@ def _of_the_codes(batches: Sequence[Tensor]) -> Iterator[Slip]:
     zero = "Zero must have a code of its own: widen the range by min(low, 0) and max(high, 0)."
     bare = _bare(*batches)
     low = min(x.min().item() for x in batches)
-    for shift in (bare.zero, bare.zero.clamp(0, 255), -low / bare.scale):
-        yield Slip("excludes-zero", zero, lambda _, c, shift=shift: Grid(bare.scale, shift))
     right = widened(*batches)
+    outside = bare.scale != right.scale  # of the range: only then has it to be widened
+    for shift in (bare.zero, bare.zero.clamp(0, 255), -low / bare.scale) if outside else ():
+        yield Slip("excludes-zero", zero, lambda _, c, shift=shift: Grid(bare.scale, shift))
     changed: Callable[..., Grid] = lambda **others: Grid(right.scale, right.zero, **others)  # noqa: E731
     beyond = "Codes are 0 … 255: clamp them, or what lies beyond gets codes that no byte holds."
     yield Slip("no-clamp", beyond, lambda _, c: changed(lowest=-torch.inf, highest=torch.inf))
@@ -80,6 +81,10 @@ def _of_the_codes(batches: Sequence[Tensor]) -> Iterator[Slip]:
         whole,
         lambda _, c: Grid(right.scale, place, to_integer=lambda steps: torch.round(steps + place) - place),
     )
+    yield Slip("zero-point-not-whole", whole, lambda _, c: Grid(right.scale, place))
+    nearest = "Z is the whole number *nearest* to −low / S: a cast or a floor cuts, so round it."
+    for whole_part in (place.floor(), place.ceil()):
+        yield Slip("zero-point-not-nearest", nearest, lambda _, c, zero=whole_part: Grid(right.scale, zero))
     exact = "These are the products of x as it came: turn x into whole codes first."
     yield Slip("not-quantized", exact, lambda _, c: changed(to_integer=unrounded))
     free = Grid(right.scale, right.zero, -torch.inf, torch.inf, unrounded)

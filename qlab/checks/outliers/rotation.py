@@ -28,8 +28,8 @@ def check_hadamard_transform(transform: LearnerFunction, rotate: LearnerFunction
         for width in WIDTHS:
             _require_orthogonal(_matrix(transform, width), width)
     with part("along the last axis, each row by itself, any batch shape"):
-        _require_rows(transform, torch.randn(8, 8, generator=draw))
         _require_rows(transform, torch.randn(drawn(3, 5, draw), 32, generator=draw))
+        _require_rows(transform, torch.randn(8, 8, generator=draw))
         _require_rows(transform, torch.randn(2, drawn(3, 5, draw), 16, generator=draw))
         _require_rows(transform, torch.randn(4, generator=draw))
     with part("rotate: the product stays"):
@@ -67,7 +67,7 @@ def _require_magnitudes(matrix: Tensor, width: int) -> None:
         root = f"Divide by √n, here {width**0.5:g}, once: then no length changes."
         for factor in (width**0.5, width**-0.5, width**0.5 / 2):
             yield Suspect("not-orthonormal", root, signs * factor)
-        if got.max() > 0 and got.max() - got.min() <= 1e-6 * got.max():  # ±c everywhere, by any other c
+        if abs(got[0] / size - 1) > 0.05 and got.max() - got.min() <= 1e-6 * got.max():  # ±c everywhere
             yield Suspect("not-orthonormal", root, got)
         same = "Each unit vector came back as it was: nothing is spread."
         yield Suspect("changes-nothing", same, torch.eye(width).double().flatten())

@@ -96,13 +96,12 @@ def _require_weights(quantized_linear: LearnerFunction, linear: nn.Linear) -> No
     """Feed the identity: without a bias the outputs are the weight, transposed."""
     weight = linear.weight.detach().double()
     got = _outputs(_made(quantized_linear, linear), torch.eye(linear.in_features), linear).T
-    allowed = HALF_A_STEP * _step(weight).expand_as(weight)
 
     def told(i: int) -> str:
         row, column = divmod(i, weight.shape[1])
         return f"weight[{row}, {column}] of a row whose largest magnitude is {weight[row].abs().max():.4g}"
 
-    values = (got.flatten(), weight.flatten(), allowed.flatten())
+    values = (got.flatten(), weight.flatten(), HALF_A_STEP * _step(weight).expand_as(weight).flatten())
     require_within(*values, given=told, suspects=lambda: _weight_suspects(weight, got))
 
 

@@ -123,6 +123,24 @@ def divides_by_128(x, w_codes, w_scale):
     return codes @ w_codes.float().T * scale * w_scale.T
 
 
+@BANK.wrong("scale-has-a-floor")
+def a_floor_for_the_scale(x, w_codes, w_scale):
+    scale = (x.abs().amax(1, keepdim=True) / 127).clamp(min=1e-3)
+    return summed(codes_of(x, scale), w_codes) * scale * w_scale.T
+
+
+@BANK.right
+def a_floor_far_below(x, w_codes, w_scale):
+    scale = x.abs().amax(1, keepdim=True).clamp(min=1e-5) / 127
+    return summed(codes_of(x, scale), w_codes) * scale * w_scale.T
+
+
+@BANK.right
+def zeros_for_what_is_not_a_number(x, w_codes, w_scale):
+    scale = x.abs().amax(1, keepdim=True) / 127
+    return (torch.round(x / scale) @ w_codes.float().T * scale * w_scale.T).nan_to_num()
+
+
 @BANK.wrong("forgets-the-scale-of-x")
 def forgets_the_scale_of_x(x, w_codes, w_scale):
     return summed(codes_of(x, scale_of(x)), w_codes) * w_scale.T

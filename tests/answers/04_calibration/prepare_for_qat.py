@@ -122,6 +122,62 @@ def swaps_weights_in_hooks(model):
     return model
 
 
+@BANK.right
+def steps_stay_those_of_the_first_weights(model):
+    """Round anew at each call, on steps that are found once, much as the slow averages of `torch.ao` are."""
+
+    class OnGrid(nn.Module):
+        def __init__(self, weight):
+            super().__init__()
+            self.step = weight.detach().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+
+        def forward(self, weight):
+            return weight + ((weight / self.step).round().clamp(-127, 127) * self.step - weight).detach()
+
+    for layer in layers_of(model):
+        parametrize.register_parametrization(layer, "weight", OnGrid(layer.weight))
+    return model
+
+
+@BANK.right
+def rounds_and_restores_in_hooks(model):
+    """Round the stored weight for the time of a call: backward reaches the parameter all the same."""
+
+    def before(layer, _):
+        layer.kept = layer.weight.data
+        layer.weight.data = rounded(layer.weight)
+
+    def after(layer, _, output):
+        layer.weight.data = layer.kept
+
+    for layer in layers_of(model):
+        layer.register_forward_pre_hook(before)
+        layer.register_forward_hook(after)
+    return model
+
+
+class CalledOn(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        weights = {name: p for name, p in self.model.named_parameters() if name.endswith("weight")}
+        seen = {name: straight_through(weight) for name, weight in weights.items()}
+        return torch.func.functional_call(self.model, seen, (x,))
+
+
+@BANK.right
+def functional_call(model):
+    return CalledOn(model)
+
+
+class CutWeights(nn.Module):
+    def forward(self, weight):
+        scale = weight.detach().abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+        return weight + ((weight / scale).trunc() * scale - weight).detach()
+
+
 @BANK.wrong("never-sees-rounding")
 def prepare_warns(model):
     return as_copied(model, WEIGHTS_ONLY, eager.prepare)
@@ -250,6 +306,7 @@ class FourBits(nn.Module):
         return straight_through(weight, bits=4)
 
 
+BANK.add("cuts_toward_zero", with_rounding(CutWeights), misconception="wrong-value")
 BANK.add("four_bits", with_rounding(FourBits), misconception="wrong-value")
 
 

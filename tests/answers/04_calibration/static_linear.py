@@ -292,6 +292,39 @@ def counts_steps_from_the_low_end(w_codes, w_scale, batches):
     return lambda x: (((x - low) / scale).round().clamp(0, 255) * scale + low) @ (w_codes * w_scale).T
 
 
+@BANK.wrong("zero-point-not-whole")
+def leaves_the_zero_point_as_it_is(w_codes, w_scale, batches):
+    low, high = min(0.0, *(x.min().item() for x in batches)), max(0.0, *(x.max().item() for x in batches))
+    scale = (high - low) / 255
+    return lambda x: product(steps_of(x, scale, -low / scale), scale, w_codes, w_scale)
+
+
+def with_zero_point(to_whole):
+    def answer(w_codes, w_scale, batches):
+        low, high = min(0.0, *(x.min().item() for x in batches)), max(0.0, *(x.max().item() for x in batches))
+        scale = torch.tensor((high - low) / 255)
+        zero = to_whole(-low / scale)
+        return lambda x: product(steps_of(x, scale, zero), scale, w_codes, w_scale)
+
+    return answer
+
+
+BANK.add("casts_the_zero_point", with_zero_point(torch.trunc), misconception="zero-point-not-nearest")
+BANK.add("zero_point_rounded_up", with_zero_point(torch.ceil), misconception="zero-point-not-nearest")
+
+
+@BANK.right
+def by_a_fake_quantizer_of_torch(w_codes, w_scale, batches):
+    scale, zero = grid_of(batches)
+    return lambda x: torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, 255) @ (w_codes * w_scale).T
+
+
+@BANK.right
+def into_unsigned_bytes(w_codes, w_scale, batches):
+    scale, zero = grid_of(batches)
+    return lambda x: torch.quantize_per_tensor(x, scale, zero, torch.quint8).dequantize() @ (w_codes * w_scale).T
+
+
 @BANK.wrong("no-clamp")
 def forgets_to_clamp(w_codes, w_scale, batches):
     scale, _ = grid_of(batches)
