@@ -177,7 +177,7 @@ def test_bitsandbytes_takes_out_the_same_columns_and_agrees_within_its_steps(col
     weight = (torch.randn(16, 40) / 40**0.5).half()
     layer = bnb.nn.Linear8bitLt(40, 16, bias=False, has_fp16_weights=False, threshold=6.0)
     layer.weight = bnb.nn.Int8Params(weight.clone(), requires_grad=False, has_fp16_weights=False)
-    layer = layer.to("cpu")  # quantizes
+    layer = layer.to("cpu").eval()  # quantizes; in training mode it would multiply in floats
     with torch.no_grad():
         theirs = layer(x).double()
     found = bnb.functional.int8_vectorwise_quant(x, threshold=6.0)[2]

@@ -99,7 +99,7 @@ def hadamard_transform(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batc
     The transform is its own inverse, and spreads one large value evenly over all channels.
     Units:   width · log2(width) additions for each row.
     Errors:  ValueError if the width is not a power of two.
-    Source:  Ashkboos et al. 2024, section 2, arXiv:2404.00456.
+    Source:  Ashkboos et al. 2024 (QuaRot), arXiv:2404.00456.
     """
     width = x.shape[-1]
     if width & (width - 1) or not width:

@@ -164,7 +164,8 @@ def _minimizes(errors: Errors) -> Callable[[Case], bool]:
     def fits(case: Case) -> bool:
         its = errors(case.flat, case.clips, case.bits)
         own = case.clips[its.argmin()].item()
-        explained = case.good(case.got) or not case.good(own)
+        beside = abs(case.got - own) <= 1.01 * case.largest / ENOUGH  # another search of the same valley
+        explained = case.good(case.got) or not case.good(own) or beside
         return (
             explained and case.got <= case.largest * (1 + 1e-6) and case.at(case.got, errors) <= SURE * its.min().item()
         )

@@ -33,7 +33,7 @@ def check_static_linear(static_linear: LearnerFunction, draw: torch.Generator) -
             _judge(static_linear, identity(), batches, [inside(5)])
     with part("what lies beyond the calibrated range is clamped to it"):
         # beyond one end only, as a range that grows is not the input's own; Z was rounded down once, and up once
-        for right, left, side in ((6.0, 0.3, 1), (0.3, 1.5, -1)):
+        for right, left, side in ((6.0, 0.3, 1), (0.3, 3.0, -1)):
             batches, inside = _calibration(draw, side)
             x = inside(6)
             _judge(static_linear, identity(), batches, [torch.where(x > 0, right * x, left * x)])
@@ -80,7 +80,7 @@ def _called(linear: LearnerFunction, x: Tensor, layer: Layer) -> Call:
 def _calibration(draw: torch.Generator, side: int = 1) -> tuple[list[Tensor], Callable[[int], Tensor]]:
     """Draw four batches of which neither the first nor the last is the widest, and a source of tokens inside.
 
-    S and Z leave no doubt: −low / S is a tenth to three tenths from Z, above it where `side` is 1, below where it is −1.
+    S and Z leave no doubt: −low / S is a tenth to three tenths above Z where `side` is 1, below it where −1.
     """
     step, zero = uniform(0.01, 0.5, (), draw).item(), drawn(60, 190, draw)
     shift = side * uniform(0.1, 0.3, (), draw).item()

@@ -15,9 +15,9 @@ from qlab.checks.report import Refused, check, part, require
 
 LARGEST = 3  # of the codes of three bits
 STEPS = 140
-# Of what rounding loses. Over 100 seeds fixed and falling rates end at 0.05 to 0.35; rounding to the best clip, with
-# no rounding in the training, at 0.45 to 1.3.
-ENOUGH = 0.4
+# Of what rounding loses. Over 100 seeds fixed and falling rates end at 0.04 to 0.36, and one in 700 at 0.41; rounding
+# to the best clip, with no rounding in the training, at 0.45 to 1.3.
+ENOUGH = 0.45
 SENSIBLE = 20.0  # times what rounding loses: the part about the grid asks for no more; zeros lose 36 times as much
 ON_GRID = 1e-3  # of a step: x + (q − x) in FP32 is 1e-7 of the largest value off the grid
 SWALLOWED = 0.984  # of the codes: what is swallowed moves up to 1.4 % in its first step, five real steps at least 1.9 %
@@ -63,11 +63,11 @@ def check_train_3_bits(train_3_bits: LearnerFunction, draw: torch.Generator) -> 
     """Check `train_3_bits(weight, inputs, targets, steps, learning_rate)`."""
     with part("the result lies on one 3-bit grid: −3 to 3 times one scale"):
         _require_grid(*_solved(train_3_bits, _problem(draw, out=16)), most=SENSIBLE)
-    with part("from an untrained weight: at most 0.4 of what rounding the solution loses"):
+    with part("from an untrained weight: at most 0.45 of what rounding the solution loses"):
         problem = _problem(draw)
         start = 0.7 * problem.exact + 0.3 * _even(problem.exact.shape, draw)
         _require_learned(*_solved(train_3_bits, replace(problem, weight=start)), train_3_bits)
-    with part("from a trained weight: at most 0.4 of what rounding it loses"):
+    with part("from a trained weight: at most 0.45 of what rounding it loses"):
         _require_learned(*_solved(train_3_bits, _problem(draw)), train_3_bits)
 
 

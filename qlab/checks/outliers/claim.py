@@ -59,7 +59,7 @@ def check_decomposition_seconds(decomposition_seconds: LearnerFunction, draw: to
     with part("thousands of tokens: arithmetic or traffic, kernel by kernel"):
         many = (4_000, 9_000)
         wide = [_case(draw, many, (8_000, 16_000)) for _ in range(2)]
-        narrow = replace(_case(draw, many, (8_000, 16_000)), out=drawn(200, 300, draw))
+        narrow = replace(_case(draw, many, (8_000, 16_000)), out=drawn(20, 40, draw))
         low_threshold = replace(_case(draw, many, (8_000, 16_000)), outliers=drawn(3_000, 5_000, draw))
         _compare(decomposition_seconds, [*wide, narrow, low_threshold])
     with part("a few tokens: traffic decides"):

@@ -181,3 +181,21 @@ def an_end_for_each_channel(batches, momentum):
 def stacks_batches_of_other_sizes(batches, momentum):
     x = torch.stack([*batches, batches[0][:1]])
     return x.min(), x.max()
+
+
+@BANK.right
+def by_lerp(batches, momentum):
+    ends = torch.stack(torch.aminmax(batches[0]))
+    for x in batches[1:]:
+        ends = torch.lerp(torch.stack(torch.aminmax(x)), ends, momentum)
+    return ends.unbind()
+
+
+@BANK.wrong("wrong-value")
+def from_zero_with_the_bias_taken_off(batches, momentum):
+    low = high = 0.0
+    for x in batches:
+        low = momentum * low + (1 - momentum) * x.min().item()
+        high = momentum * high + (1 - momentum) * x.max().item()
+    grown = 1 - momentum ** len(batches)
+    return low / grown, high / grown
