@@ -31,7 +31,7 @@ CHROMIUM_FLAGS = [
 ]
 expect.set_options(timeout=30_000)
 START_SECONDS = 60
-RUN_SECONDS = 120
+RUN_SECONDS = 240
 ATTEMPTS = 5
 
 
