@@ -82,7 +82,10 @@ class NotebookPage:
         page.goto(f"{server.address}/lab/tree/{path}?reset")
         page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell", timeout=START_SECONDS * 1000)
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=START_SECONDS * 1000)
-        self.ids = [cell["id"] for cell in json.loads((server.course / path).read_text(encoding="utf-8"))["cells"]]
+        cells = json.loads((server.course / path).read_text(encoding="utf-8"))["cells"]
+        self.ids = [cell["id"] for cell in cells]
+        graded = [(cell["id"], cell["metadata"].get("nbgrader", {}).get("points")) for cell in cells]
+        self.points = {cell_id: points for cell_id, points in graded if points}
 
     def cell(self, cell_id: str) -> Locator:
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(self.ids.index(cell_id))
@@ -106,6 +109,26 @@ class NotebookPage:
         self.page.keyboard.press("Control+Enter")
         expect(prompt).not_to_have_text(before, timeout=RUN_SECONDS * 1000)
         expect(prompt).to_have_text(re.compile(r"\[\d+\]:"), timeout=RUN_SECONDS * 1000)
+
+    def expect_no_error(self) -> None:
+        """Find no cell of the page that ended in an error."""
+        errors = self.page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+        expect(errors).to_have_count(0)
+
+    def expect_nothing_won(self) -> None:
+        """Find every check of an unanswered lab at zero, and saying that nothing was answered."""
+        self.expect_no_error()
+        for cell_id, points in self.points.items():
+            verdict = self.cell(cell_id).locator(".qlab-verdict")
+            expect(verdict).to_contain_text(f"0 of {points} points")
+            expect(verdict).to_contain_text("not answered yet")
+
+    def answer(self, exercise: str, source: str) -> Locator:
+        """Answer an exercise as a learner does, run its check, and return the check's cell."""
+        self.type_into(f"answer-{exercise}", source)
+        self.run(f"answer-{exercise}")
+        self.run(f"check-{exercise}")
+        return self.cell(f"check-{exercise}")
 
     def type_into(self, cell_id: str, source: str) -> None:
         """Replace a cell's source as a learner does: select all, and paste."""

@@ -27,7 +27,7 @@ RIGHT = FORGETS_SUBNORMALS.replace(
 def test_the_lesson_runs_and_its_explorers_follow_the_learner(page, server, screenshot):
     lesson = NotebookPage(page, server, LESSON)
     lesson.run_all()
-    expect(page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')).to_have_count(0)
+    lesson.expect_no_error()
 
     explorer = lesson.cell("anatomy-explorer")
     drawing = explorer.locator("svg[role=img]")

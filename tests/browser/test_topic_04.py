@@ -9,6 +9,17 @@ from playwright.sync_api import expect
 from tests.browser.jupyter import NotebookPage
 
 LESSON = "lessons/04_calibration.ipynb"
+LAB = "work/04_calibration/04_calibration.ipynb"
+LARGEST = """
+def mse_clip(x, bits):
+    return x.abs().max().item()
+"""
+BY_SEARCH = """
+def mse_clip(x, bits):
+    codes, tops = 2 ** (bits - 1) - 1, x.abs().max() * torch.arange(1, 101) / 100
+    errors = [((x / top * codes).round().clamp(-codes, codes) * top / codes - x).square().mean() for top in tops]
+    return tops[int(torch.stack(errors).argmin())].item()
+"""
 SETUP = """
 import torch
 from qlab.widgets import ClipExplorer
@@ -24,7 +35,7 @@ NAN = "ClipExplorer(activations / 0)"
 def test_the_lesson_runs_and_its_clip_follows_the_learner(page, server, screenshot):
     lesson = NotebookPage(page, server, LESSON)
     lesson.run_all()
-    expect(page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')).to_have_count(0)
+    lesson.expect_no_error()
     drive_both_sliders(lesson.cell("clip-explorer"), screenshot)
     expect(lesson.cell("clip-static").locator("svg[role=img]")).to_be_visible()
 
@@ -67,3 +78,14 @@ def drive_both_sliders(explorer, screenshot):
     handles.nth(1).press("Home")
     expect(drawing).to_have_attribute("aria-label", re.compile("^8 bits, clip at .*, 1 % of the largest magnitude"))
     screenshot("smallest")
+
+
+def test_the_lab_starts_at_zero_and_names_the_clip_that_cuts_nothing(page, server, screenshot):
+    lab = NotebookPage(page, server, LAB)
+    lab.run_all()
+    lab.expect_nothing_won()
+    check = lab.answer("mse-clip", LARGEST)
+    expect(check.locator(".qlab-misconception").first).to_contain_text("largest")
+    screenshot("largest")
+    expect(lab.answer("mse-clip", BY_SEARCH).locator(".qlab-verdict")).to_contain_text("4 of 4 points")
+    screenshot("right")

@@ -7,12 +7,23 @@ from playwright.sync_api import expect
 from tests.browser.jupyter import NotebookPage
 
 LESSON = "lessons/05_outliers.ipynb"
+LAB = "work/05_outliers/05_outliers.ipynb"
+ONE_FACTOR = """
+def hadamard_transform(x):
+    h = torch.ones(1, 1)
+    while len(h) < x.shape[-1]:
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+    return x @ h / len(h) ** 0.5
+
+def rotate(x, weight):
+    return hadamard_transform(x), weight
+"""
 
 
 def test_the_lesson_runs_and_its_outlier_can_be_dragged(page, server, screenshot):
     lesson = NotebookPage(page, server, LESSON)
     lesson.run_all()
-    expect(page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')).to_have_count(0)
+    lesson.expect_no_error()
 
     explorer = lesson.cell("outlier-explorer")
     drawing = explorer.locator("svg[role=img]")
@@ -32,3 +43,14 @@ def test_the_lesson_runs_and_its_outlier_can_be_dragged(page, server, screenshot
     slider.press("ArrowRight")
     expect(bars).to_have_attribute("aria-label", re.compile("^planted with s = 64: none: one scale a tensor"))
     screenshot("remedies")
+
+
+def test_the_lab_starts_at_zero_and_sees_a_factor_that_was_not_rotated(page, server, screenshot):
+    lab = NotebookPage(page, server, LAB)
+    lab.run_all()
+    lab.expect_nothing_won()
+    check = lab.answer("hadamard-transform", ONE_FACTOR)
+    expect(check.locator(".qlab-misconception").first).to_contain_text("one-factor")
+    screenshot("one-factor")
+    both = lab.answer("hadamard-transform", ONE_FACTOR.replace("x), weight", "x), hadamard_transform(weight)"))
+    expect(both.locator(".qlab-verdict")).to_contain_text("5 of 5 points")
