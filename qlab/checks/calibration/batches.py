@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qlab.checks.expect import as_number
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.quantization.codes import uniform, unpacked
 
 TOPIC = "04_calibration"

@@ -11,7 +11,7 @@ from qlab import calibrate
 from qlab.checks.calibration.batches import TOPIC
 from qlab.checks.expect import as_number
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
 
 ENOUGH = 50  # clips, evenly spaced up to the largest magnitude: this many are a fair search

@@ -25,7 +25,7 @@ from qlab.checks.calibration.input_grids import (
     unrounded,
 )
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.quantization.codes import uniform
 from qlab.checks.report import check, part
 

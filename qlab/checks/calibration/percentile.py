@@ -12,7 +12,7 @@ from qlab import calibrate
 from qlab.checks.calibration.batches import ROUNDING, TOPIC, Batches, Ends, ends_of, pair_of, told_of, uniform_batch
 from qlab.checks.expect import Suspect, require_values
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import doubles
+from qlab.checks.numbers import doubles
 from qlab.checks.quantization.codes import uniform
 from qlab.checks.report import check, part
 

@@ -10,7 +10,7 @@ from qlab import calibrate
 from qlab.checks.calibration.batches import TOPIC
 from qlab.checks.expect import Suspect, as_tensor, require_values
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.probe import gradients
 from qlab.checks.quantization.codes import HAIR, Rule, clamped, near, uniform
 from qlab.checks.report import check, part

@@ -19,7 +19,7 @@ from qlab.checks.calibration.input_grids import (
 )
 from qlab.checks.calibration.static_slips import slips_of
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.quantization.codes import uniform
 from qlab.checks.report import check, part, require
 

@@ -9,7 +9,8 @@ from qlab import activations
 from qlab.checks import probe
 from qlab.checks.expect import Suspect
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import TOPIC, doubles, drawn, require_numbers
+from qlab.checks.memory.topic import TOPIC
+from qlab.checks.numbers import doubles, drawn, require_numbers
 from qlab.checks.report import check, part
 from qlab.config import COURSE_MODEL, ModelConfig, count_parameters
 from qlab.model import Decoder

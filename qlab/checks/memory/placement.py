@@ -8,7 +8,8 @@ import torch
 from qlab import allocator
 from qlab.checks.expect import Suspect, as_number
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import TOPIC, doubles, drawn, require_numbers
+from qlab.checks.memory.topic import TOPIC
+from qlab.checks.numbers import doubles, drawn, require_numbers
 from qlab.checks.report import check, part, require
 
 Blocks = list[tuple[int, int]]

@@ -10,7 +10,8 @@ from qlab import measure
 from qlab.checks import probe
 from qlab.checks.expect import Suspect
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import TOPIC, doubles, drawn, require_numbers
+from qlab.checks.memory.topic import TOPIC
+from qlab.checks.numbers import doubles, drawn, require_numbers
 from qlab.checks.report import check, part
 
 Drawn = tuple[str, nn.Module, Tensor]

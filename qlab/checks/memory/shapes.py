@@ -9,7 +9,8 @@ import torch
 from qlab import config
 from qlab.checks.expect import Suspect
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import TOPIC, doubles, drawn, require_numbers
+from qlab.checks.memory.topic import TOPIC
+from qlab.checks.numbers import doubles, drawn, require_numbers
 from qlab.checks.report import check, part
 from qlab.config import ModelConfig
 from qlab.model import Decoder

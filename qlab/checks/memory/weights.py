@@ -8,7 +8,8 @@ import torch
 
 from qlab.checks.expect import Suspect
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import FP32_ROUNDING, TOPIC, doubles, drawn, require_numbers
+from qlab.checks.memory.topic import TOPIC
+from qlab.checks.numbers import FP32_ROUNDING, doubles, drawn, require_numbers
 from qlab.checks.report import check, part
 from qlab.memory import GB, GiB
 

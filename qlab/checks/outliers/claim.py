@@ -8,7 +8,7 @@ import torch
 from qlab import roofline
 from qlab.checks.expect import Suspect
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import doubles, drawn, require_numbers
+from qlab.checks.numbers import doubles, drawn, require_numbers
 from qlab.checks.outliers.reading import TOPIC
 from qlab.checks.quantization.codes import uniform
 from qlab.checks.report import check, part

@@ -9,7 +9,7 @@ from torch import Tensor
 from qlab import outliers
 from qlab.checks.expect import Suspect, as_tensor, require_values
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.outliers.decomposition_slips import as_it_should, product_slips, rule_slips
 from qlab.checks.outliers.reading import TOPIC, as_mask
 from qlab.checks.quantization.codes import uniform, unpacked

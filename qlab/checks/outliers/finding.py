@@ -9,7 +9,7 @@ from torch import Tensor
 from qlab import outliers
 from qlab.checks.expect import Suspect, require_values
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.outliers.reading import TOPIC, as_mask
 from qlab.checks.quantization.codes import uniform
 from qlab.checks.report import check, part

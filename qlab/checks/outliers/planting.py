@@ -9,7 +9,7 @@ from torch import Tensor
 from qlab import outliers
 from qlab.checks.expect import Suspect
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.outliers.reading import TOPIC, as_gain_and_weights, flat, where_in
 from qlab.checks.quantization.codes import uniform
 from qlab.checks.quantization.products import require_within

@@ -8,7 +8,7 @@ from torch import Tensor
 from qlab import outliers
 from qlab.checks.expect import Suspect, as_tensor
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.outliers.reading import TOPIC
 from qlab.checks.quantization.codes import unpacked
 from qlab.checks.quantization.products import require_within

@@ -8,7 +8,7 @@ from torch import Tensor
 from qlab import quantize
 from qlab.checks.expect import as_number, as_tensor, require_values
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import doubles, drawn
+from qlab.checks.numbers import doubles, drawn
 from qlab.checks.quantization.affine_slips import Case, wrong_codes, wrong_scales, wrong_values, wrong_zero_points
 from qlab.checks.quantization.codes import (
     TOPIC,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qlab.checks.expect import Suspect
-from qlab.checks.memory.numbers import doubles
+from qlab.checks.numbers import doubles
 from qlab.checks.quantization.codes import HAIR, Rule, clamped, near, with_an_epsilon
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from qlab import quantize
 from qlab.checks.expect import Suspect, as_tensor
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.quantization.codes import (
     TOPIC,
     Coded,

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from qlab.checks.expect import as_number, as_tensor
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import drawn
+from qlab.checks.numbers import drawn
 from qlab.checks.quantization.codes import TOPIC, dtype_of, near, uniform, unpacked
 from qlab.checks.report import check, part, require
 

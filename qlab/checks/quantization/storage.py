@@ -8,7 +8,7 @@ import torch
 
 from qlab.checks.expect import Suspect
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.memory.numbers import FP32_ROUNDING, doubles, drawn, require_numbers
+from qlab.checks.numbers import FP32_ROUNDING, doubles, drawn, require_numbers
 from qlab.checks.quantization.codes import TOPIC
 from qlab.checks.report import check, part
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qlab.checks.expect import Suspect
-from qlab.checks.memory.numbers import doubles
+from qlab.checks.numbers import doubles
 from qlab.checks.quantization.codes import Rule, clamped, with_an_epsilon
 
 

@@ -1,4 +1,4 @@
-"""Comparing returned numbers with expected ones to a stated tolerance, for every exercise of topic 02."""
+"""Drawing whole numbers, and comparing returned numbers with expected ones to a stated tolerance."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -8,7 +8,6 @@ from torch import Tensor
 
 from qlab.checks.expect import Suspect, as_number, require_values
 
-TOPIC = "02_memory"
 FP32_ROUNDING = 1e-6  # a float32 result of a few operations; the smallest slip that is named changes 4e-4
 
 
