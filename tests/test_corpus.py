@@ -85,9 +85,10 @@ def test_the_new_domain_is_nowhere_else():
     known = corpus.train.numpy().tobytes() + corpus.validation.numpy().tobytes()
     lines = bytes(corpus.new_domain_train.tolist()).decode().splitlines()
     names = {line.split(" ", 1)[1] for line in lines if line}
-    longer = [name for name in names if name.count(" ") >= 3]
+    longer = sorted(name for name in names if name.count(" ") >= 3)
     assert len(longer) > 10_000
-    assert sum(name.encode() in known for name in longer[:300]) <= 3  # a docstring may quote one by chance
+    tried = longer[::7]
+    assert sum(name.encode() in known for name in tried) <= 0.01 * len(tried)  # source code names a few letters
 
 
 def test_source_leaves_out_tests_build_settings_and_installed_packages(tmp_path):
