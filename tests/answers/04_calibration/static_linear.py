@@ -320,7 +320,7 @@ def by_a_fake_quantizer_of_torch(w_codes, w_scale, batches):
 
 
 @BANK.right
-def into_unsigned_bytes(w_codes, w_scale, batches):
+def into_unsigned_bytes_with_a_warning(w_codes, w_scale, batches):
     scale, zero = grid_of(batches)
     return lambda x: torch.quantize_per_tensor(x, scale, zero, torch.quint8).dequantize() @ (w_codes * w_scale).T
 
