@@ -1,5 +1,7 @@
 """Settings of every test: shape annotations are checked at run time, and torch uses one thread."""
 
+import sys
+
 from jaxtyping import install_import_hook
 
 import tests.typechecker  # noqa: F401 - the hook looks it up by its name
@@ -27,3 +29,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def figures_closed():
+    """Close the figures that a test left open, if it drew any: the next test must not find them."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
