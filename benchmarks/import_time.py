@@ -7,7 +7,7 @@ import sys
 from _peer import arguments, report
 
 LIGHT = "formats", "packing", "summation", "microscaling", "measure", "matmul", "memory", "model", "quantize"
-LIGHT += "codebooks", "calibrate", "outliers", "scoring", "damage", "qat"
+LIGHT += "codebooks", "calibrate", "outliers", "scoring", "damage", "qat", "loss_scaling", "checkpointing", "attention"
 CODE = f"""
 import time
 start = time.perf_counter()
