@@ -23,6 +23,8 @@ from qlab.widgets import ClipExplorer, GridExplorer
 torch.set_num_threads(1)
 GridExplorer(torch.randn(256, 1024))"""
 CLIP_EXPLORER = "ClipExplorer(torch.randn(256, 1024))"
+LOSS_SCALE_EXPLORER = """from qlab.widgets import LossScaleExplorer
+LossScaleExplorer({"a million": torch.randn(10**6) * torch.exp2(4 * torch.randn(10**6) - 20)})"""
 PNG_EXPLORER = """import io
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -88,6 +90,7 @@ explorers = [
     Explorer("bits", BIT_EXPLORER),
     Explorer("grid", GRID_EXPLORER, slider=1, key="ArrowLeft"),
     Explorer("clip", CLIP_EXPLORER, slider=1, key="ArrowLeft"),
+    Explorer("gradients", LOSS_SCALE_EXPLORER),
     Explorer("png", PNG_EXPLORER, picture="img"),
 ]
 with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as server, sync_playwright() as playwright:

@@ -1,20 +1,25 @@
 """Figures: numbers in, matplotlib axes (`figures`) or SVG text (`drawings`, `bills`, `grids`, `clips`) out."""
 
+from qlab.plots.attention_tiles import running_figure, tiles_svg
 from qlab.plots.bills import bill_svg
 from qlab.plots.clip_curves import ClipCurves, clip_curves
 from qlab.plots.clips import clip_svg
 from qlab.plots.damage import damage_by_bits
 from qlab.plots.drawings import bits_svg, octaves_svg
 from qlab.plots.figures import FORMAT_COLORS, axes, density_per_octave, error_by_magnitude, legend, lines
+from qlab.plots.gradients import GradientOctaves, gradient_histogram, gradient_octaves, gradient_svg
 from qlab.plots.grid_views import GridChoice, GridView, TileCodes
 from qlab.plots.grids import grid_svg
 from qlab.plots.outlier_strips import outlier_svg
 from qlab.plots.outliers import outlier_map_figure
 from qlab.plots.remedy_bars import remedies_svg
+from qlab.plots.rooflines import roofline
+from qlab.plots.timelines import timeline_figure, timeline_svg
 
 __all__ = [
     "FORMAT_COLORS",
     "ClipCurves",
+    "GradientOctaves",
     "GridChoice",
     "GridView",
     "TileCodes",
@@ -26,6 +31,9 @@ __all__ = [
     "damage_by_bits",
     "density_per_octave",
     "error_by_magnitude",
+    "gradient_histogram",
+    "gradient_octaves",
+    "gradient_svg",
     "grid_svg",
     "legend",
     "lines",
@@ -33,4 +41,9 @@ __all__ = [
     "outlier_map_figure",
     "outlier_svg",
     "remedies_svg",
+    "roofline",
+    "running_figure",
+    "tiles_svg",
+    "timeline_figure",
+    "timeline_svg",
 ]

@@ -1,6 +1,9 @@
 """Explorers: ipywidgets around the drawings of `plots`, run by qlab's functions or by the learner's own."""
 
+from qlab.widgets.attention import TileExplorer
 from qlab.widgets.bills import BillExplorer
+from qlab.widgets.checkpointing import TimelineExplorer
+from qlab.widgets.loss_scaling import LossScaleExplorer
 from qlab.widgets.number_formats import BitExplorer, FormatDesigner
 from qlab.widgets.outliers import OutlierExplorer, RemedyExplorer
 from qlab.widgets.quantization import ClipExplorer, GridExplorer
@@ -11,6 +14,9 @@ __all__ = [
     "ClipExplorer",
     "FormatDesigner",
     "GridExplorer",
+    "LossScaleExplorer",
     "OutlierExplorer",
     "RemedyExplorer",
+    "TileExplorer",
+    "TimelineExplorer",
 ]
