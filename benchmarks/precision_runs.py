@@ -25,7 +25,7 @@ LAST = 20  # steps whose mean is the final loss
 
 @dataclass(frozen=True)
 class Curve:
-    """One regime's run: its losses in bits per byte, and what the model is worth on held-out text of the new domain."""
+    """One regime's run: its finite losses in bits per byte, and what the model is worth on held-out text of its domain."""
 
     regime: str
     losses: list[float]
@@ -67,7 +67,7 @@ curves, peer = [], None
 for regime in regimes:
     told, model = trained(regime, recipe)
     worth = None if told.failed_at is not None else held_out_bits(model, held_out, sequence=256).mean().item()
-    one = Curve(regime.name, told.losses, told.failed_at, told.skipped, told.scales[-1], worth)
+    one = Curve(regime.name, told.losses[: told.failed_at], told.failed_at, told.skipped, told.scales[-1], worth)
     curves.append(one)
     peer = peer or final(told)
     end = f"{final(told):.4f} bits per byte, {final(told) / peer - 1:+.2%} of {regimes[0].name}'s"

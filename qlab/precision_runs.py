@@ -59,7 +59,7 @@ NARROW_WEIGHTS = (FP16_NO_MASTERS, BF16_NEAREST, BF16_STOCHASTIC, BF16_KAHAN)
 class PrecisionRecipe:
     """How long, on how much text at a time, and how fast.
 
-    Errors:  ValueError if a count is below 1, or `learning_rate` is not above 0 and finite.
+    Errors:  ValueError if a count is below 1, `learning_rate` is not above 0 and finite, or `max_norm` not above 0.
     """
 
     steps: int = 40
@@ -75,6 +75,8 @@ class PrecisionRecipe:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
+        if not self.max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {self.max_norm}")
 
 
 @dataclass

@@ -39,17 +39,19 @@ def census(x: Float[Tensor, "*shape"], fmt: FloatFormat = FP16, *, scale: int | 
     return _census(counts.cumsum(0)[:4].tolist(), nan=int(magnitudes.isnan().sum()), count=x.numel())
 
 
-def census_of_ordered(magnitudes: Float[Tensor, " n"], fmt: FloatFormat = FP16, *, scale: int | float = 1.0) -> Census:
-    """Return the census of FP64 magnitudes that are in ascending order, NaN last: no work for all but a few of them.
+def census_of_ordered(
+    magnitudes: Float[Tensor, " n"], fmt: FloatFormat = FP16, *, scale: int | float = 1.0, nan: int = 0
+) -> Census:
+    """Return the census of FP64 magnitudes in ascending order, with `nan` more values that are NaN, by a few look-ups.
 
     Errors:  as `census`.
     """
     _require_scale(scale)
-    if not len(magnitudes):
-        raise ValueError(f"there must be at least one magnitude, got shape {tuple(magnitudes.shape)}")
+    count = len(magnitudes) + nan
+    if not count:
+        raise ValueError("there must be at least one value, got none")
     upto = torch.searchsorted(magnitudes, _borders(fmt, scale, magnitudes.device), right=True)
-    finite_or_infinite = torch.searchsorted(magnitudes, math.inf, right=True)
-    return _census(upto.tolist(), nan=len(magnitudes) - int(finite_or_infinite), count=len(magnitudes))
+    return _census(upto.tolist(), nan=nan, count=count)
 
 
 def underflow_fraction(x: Float[Tensor, "*shape"], fmt: FloatFormat = FP16, *, scale: int | float = 1.0) -> float:

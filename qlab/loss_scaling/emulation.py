@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,19 @@ PRODUCTS = CastPolicy(
             "addmm",
             "bmm",
             "baddbmm",
+            "addbmm",
+            "mv",
+            "addmv",
+            "dot",
+            "convolution",
+            "convolution_backward",
             "_scaled_dot_product_flash_attention_for_cpu",
             "_scaled_dot_product_flash_attention_for_cpu_backward",
         }
     ),
 )
+# what fused attention saves for its backward pass, and what batch norm writes to: in FP32 whatever the inputs are
+KEPT_IN_FP32 = {"logsumexp", "running_mean", "running_var"}
 
 
 class Emulated(TorchDispatchMode):
@@ -59,19 +67,25 @@ class Emulated(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Run an operation, its inputs and its results rounded if the policy says so."""
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled():  # only there whole layers arrive, not the operations they are made of
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         if func.is_view or not self.policy.narrows(func.overloadpacket.__name__):
             return func(*args, **kwargs)
         arguments = func._schema.arguments
-        written = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
-        for_reading = [x if w else tree_map(self.rounded, x) for x, w in zip(args, written, strict=False)]
-        by_name = {a.name: w for a, w in zip(arguments, written, strict=True)}
-        named = {k: x if by_name[k] else tree_map(self.rounded, x) for k, x in kwargs.items()}
-        result = func(*for_reading, **named)
-        if any(written):
-            tree_map(self.round_in_place, [x for x, w in zip(args, written, strict=False) if w])
-            tree_map(self.round_in_place, [x for k, x in kwargs.items() if by_name[k]])
-            return result
-        return tree_map(self.rounded, result)
+        written = {a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write}
+        given = {a.name: x for a, x in zip(arguments, args, strict=False)} | kwargs
+        read = {name: x if name in written | KEPT_IN_FP32 else tree_map(self.rounded, x) for name, x in given.items()}
+        result = func(*list(read.values())[: len(args)], **{name: read[name] for name in kwargs})
+        in_place = [x for name, x in given.items() if name in written]
+        tree_map(self.round_in_place, in_place)
+        done = {id(x) for x in tree_leaves(in_place)}
+        if isinstance(result, tuple):
+            returned = zip(func._schema.returns, result, strict=True)
+            done |= {id(x) for returns, x in returned if returns.name in KEPT_IN_FP32}
+        return tree_map(lambda x: x if id(x) in done else self.rounded(x), result)
 
     def rounded(self, value: object) -> object:
         """Return an FP32 tensor with its values rounded, and anything else as it is."""
@@ -97,5 +111,10 @@ def narrow_error(f: Callable[..., Tensor], *inputs: Tensor, dtype: torch.dtype) 
     exact = f(*(x.double() for x in narrow))
     with Emulated(dtype, EVERYTHING):
         computed = f(*narrow)
-    error = ((computed.double() - exact).abs().max() / exact.abs().max()).item()
+    computed = computed.double()
+    agree = (computed == exact) | (computed.isnan() & exact.isnan())
+    if agree.all():
+        return 0.0
+    largest = exact.abs().nan_to_num(posinf=0.0).max()
+    error = ((computed - exact)[~agree].abs().max() / largest).item()
     return math.inf if math.isnan(error) else error

@@ -14,14 +14,13 @@ class StaticScaler:
     """Multiply the loss by one number for the whole run.
 
     Source:  Micikevicius et al. 2018, section 3.2, arXiv:1710.03740.
-    Errors:  ValueError if `scale` is not above 0 and finite.
+    Errors:  ValueError if `scale` is not above 0 and finite, rounded to FP32 as it multiplies the loss.
     """
 
     scale: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.scale < math.inf:
-            raise ValueError(f"scale must be above 0 and finite, got {self.scale}")
+        _require_scale(self.scale)
         self.scale = float(self.scale)
 
     def scaled(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -55,7 +54,7 @@ class LossScaler(StaticScaler):
     `good_steps` counts the good steps since the scale last changed or a step was skipped. The sequence of both is that
     of `torch.amp.GradScaler`, which also keeps its scale in FP32 and does not let it grow to infinity.
     Errors:  ValueError if `scale` is not above 0 and finite, `growth_factor` not above 1, `backoff_factor` not
-             between 0 and 1, or `growth_interval` below 1.
+             between 0 and 1, `growth_interval` below 1, or `good_steps` not below it.
     """
 
     scale: float = 65536.0
@@ -72,6 +71,7 @@ class LossScaler(StaticScaler):
             raise ValueError(f"backoff_factor must be between 0 and 1, got {self.backoff_factor}")
         if self.growth_interval < 1:
             raise ValueError(f"growth_interval must be at least 1, got {self.growth_interval}")
+        self._require_good_steps(self.good_steps)
         self.scale = in_fp32(self.scale)
 
     def update(self, found_inf: bool) -> None:
@@ -101,11 +101,13 @@ class LossScaler(StaticScaler):
         if missing := {"scale", "good_steps"} - set(state):
             raise ValueError(f"the scaler's state must hold scale and good_steps, {sorted(missing)} is missing")
         scale, good_steps = float(state["scale"]), int(state["good_steps"])
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be above 0 and finite, got {scale}")
+        _require_scale(scale)
+        self._require_good_steps(good_steps)
+        self.scale, self.good_steps = in_fp32(scale), good_steps
+
+    def _require_good_steps(self, good_steps: int) -> None:
         if not 0 <= good_steps < self.growth_interval:
             raise ValueError(f"good_steps must be 0 to {self.growth_interval - 1}, got {good_steps}")
-        self.scale, self.good_steps = scale, good_steps
 
     def _shrunk(self) -> float:
         shrunk = in_fp32(self.scale * self.backoff_factor)
@@ -138,6 +140,11 @@ def unscale_gradients(parameters: Iterable[Tensor], scale: int | float) -> bool:
 def in_fp32(value: int | float) -> float:
     """Round a Python number to FP32."""
     return torch.tensor(value, dtype=torch.float64).float().item()
+
+
+def _require_scale(scale: int | float) -> None:
+    if not 0 < in_fp32(scale) < math.inf:
+        raise ValueError(f"scale must be above 0 and finite in FP32, got {scale}")
 
 
 def _stored_gradient(parameter: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ FORMAT_OF = {torch.bfloat16: BF16, torch.float16: FP16}
 class MasterWeights:
     """FP32 copies of narrow weights: the optimizer updates the copies, and the model computes with their rounding.
 
-    `parameters` are what an optimizer gets. `dtype` is the narrow type, that of the weights themselves where they have
-    it; naming it serves weights that are stored in FP32 and only rounded.
+    `parameters` are what an optimizer gets. `dtype` is the narrow type, that of each weight itself unless it is
+    named; naming it serves weights that are stored in FP32 and only rounded.
     Source:  Micikevicius et al. 2018, section 3.1, arXiv:1710.03740.
     Errors:  ValueError if there is no weight.
     """
@@ -24,7 +24,7 @@ class MasterWeights:
         self.weights = list(weights)
         if not self.weights:
             raise ValueError("there must be at least one weight, got none")
-        self.dtype = dtype or self.weights[0].dtype
+        self.dtypes = [dtype or weight.dtype for weight in self.weights]
         self.parameters = [nn.Parameter(weight.detach().float().clone()) for weight in self.weights]
         self.round_weights()
 
@@ -37,8 +37,8 @@ class MasterWeights:
     @torch.no_grad()
     def round_weights(self) -> None:
         """Round each copy into the weight that the model computes with."""
-        for weight, copy in zip(self.weights, self.parameters, strict=True):
-            weight.copy_(copy.to(self.dtype))
+        for weight, copy, dtype in zip(self.weights, self.parameters, self.dtypes, strict=True):
+            weight.copy_(copy.to(dtype))
 
     def write_back(self) -> None:
         """After a step, round each master into the weight that the model computes with."""
@@ -53,7 +53,7 @@ class NarrowWeights(MasterWeights):
 
     def __init__(self, weights: Iterable[nn.Parameter], *, dtype: torch.dtype | None = None):
         super().__init__(weights, dtype=dtype)
-        self.narrow = [copy.detach().to(self.dtype) for copy in self.parameters]
+        self.narrow = [copy.detach().to(dtype) for copy, dtype in zip(self.parameters, self.dtypes, strict=True)]
         self._widen()
 
     @torch.no_grad()
@@ -139,8 +139,8 @@ def swallowed_fraction(
 ) -> float:
     """Return the share of the nonzero updates after which a weight kept in `dtype` is what it was.
 
-    An update under 2⁻¹²|w| is always swallowed in FP16, one above 2⁻¹¹|w| never; between them it depends on where in
-    its binade w lies. The share of no updates is 0.
+    In FP16 an update under 2⁻¹²|w| is always swallowed, and one above 2⁻¹¹|w| never if w is normal; between them it
+    depends on where in its binade w lies. The share of no updates is 0.
     Errors:  ValueError if `weights` and `updates` differ in shape.
     """
     if weights.shape != updates.shape:

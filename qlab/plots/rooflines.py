@@ -27,6 +27,8 @@ def roofline(
     low, high = min([*intensities, rates.ridge]) / 2, max([*intensities, rates.ridge]) * 4
     xs = [low, rates.ridge, high]
     ax.plot(xs, [_roof(rates, x) / 1e12 for x in xs], color=INK, lw=1.5, label=f"{rates.name}: the roof")
+    top = rates.operations_per_s / 1e12
+    ax.annotate(f"ridge: {rates.ridge:,.0f}", (rates.ridge, top), (4, -14), textcoords="offset points", color=INK)
     families = list(dict.fromkeys(name.split(",")[0] for name in works))
     for place, (name, work) in enumerate(works.items()):
         color = COLORS[families.index(name.split(",")[0]) % len(COLORS)]
