@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from qlab.checks.learner import STUB_MESSAGE, Crashed, LearnerFunction, NotAnswered
-from qlab.checks.probe import gradients, saved_bytes
+from qlab.checks.probe import gradients, peak_bytes, saved_bytes
 
 
 def stub(x):
@@ -33,6 +33,27 @@ def test_an_answer_that_fails_fails_as_in_a_plain_call(function, error):
     with pytest.raises(error):
         saved_bytes(LearnerFunction(function), torch.ones(2))
     assert saved_bytes(torch.exp, torch.ones(2, requires_grad=True)) == 8  # nothing of the failed call is left behind
+
+
+def test_the_peak_is_of_what_lived_at_once_and_not_of_what_was_given():
+    x = torch.randn(100)
+
+    def two_at_once(x):
+        a = x + 1
+        b = a * 2  # a and b live
+        del a
+        return b - 1  # b and the result live
+
+    assert peak_bytes(two_at_once, x) == 2 * 400
+    assert peak_bytes(LearnerFunction(two_at_once), x) == 3 * 400  # it works on a copy
+    assert peak_bytes(lambda x: (x[:50], len(x)), x) == 0
+
+
+@pytest.mark.parametrize(("function", "error"), [(stub, NotAnswered), (lambda x: x / "2", Crashed)])
+def test_an_answer_that_fails_has_no_peak(function, error):
+    with pytest.raises(error):
+        peak_bytes(LearnerFunction(function), torch.ones(2))
+    assert peak_bytes(torch.exp, torch.ones(2)) == 8  # nothing of the failed call is left behind
 
 
 def test_gradients_are_those_of_the_weighted_sum_for_each_floating_argument():

@@ -1,4 +1,4 @@
-"""What a check takes around a call because no result shows it: gradients, and the bytes left for the backward pass."""
+"""What a check takes around a call because no result shows it: gradients, bytes kept for backward, the most at once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +17,17 @@ def saved_bytes(f: Callable[..., Any], *args: Any) -> int:
     Errors:  NotAnswered and Crashed for a learner's function, as when it is called.
     """
     return measure.saved_bytes(f, *args)
+
+
+def peak_bytes(f: Callable[..., Any], *args: Any) -> int:
+    """Run `f(*args)`, a `LearnerFunction` or any other, and return the most bytes of its tensors that lived at once.
+
+    What it was given is left out; the copies that a `LearnerFunction` is called on count.
+    Errors:  NotAnswered and Crashed for a learner's function, as when it is called.
+    """
+    with measure.PeakBytes() as peak:
+        f(*args)
+    return peak.bytes
 
 
 def gradients(f: Callable[..., Any], *args: Any, upstream: Tensor | None = None) -> tuple[Tensor | None, ...]:

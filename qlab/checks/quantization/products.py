@@ -145,7 +145,8 @@ def require_within(
     """
 
     def snapped(values: Tensor, rounding: float = 0.0) -> Tensor:
-        return torch.where((got - values).abs() <= allowed + rounding * values.abs(), got, values)
+        near = (got - values).abs() <= allowed + rounding * values.abs()
+        return torch.where(near & values.isfinite(), got, values)  # an infinity is near to nothing
 
     require_values(
         got,

@@ -1,0 +1,132 @@
+"""Check of `accumulate`: the big batch's gradient from micro-batches, added to what was there, one graph at a time."""
+
+import torch
+from torch import Tensor
+
+from qlab import checkpointing
+from qlab.checks import probe
+from qlab.checks.checkpointing.batches import MicroBatch, TokenLosses, gradient, joined, lengths, mean_of_all, slips
+from qlab.checks.checkpointing.batches import micro_batches as drawn_batches
+from qlab.checks.checkpointing.topic import TOPIC
+from qlab.checks.learner import LearnerFunction
+from qlab.checks.report import Refused, check, part, require
+from qlab.measure import SavedForBackward
+
+# of the largest value: sums of some hundred FP64 terms in another order differ by 1e-14; one token of 400 too many in
+# the divisor is 2.5e-3. A loss that passed through FP32 would be 1e-7 off, and is not what the task asks for.
+CLOSE = 1e-10
+GRAPHS = 1.5  # times the graph of the largest micro-batch; two of the shortest ones would still be seen
+
+
+@check(TOPIC, "accumulate", checkpointing.accumulate, points=4)
+def check_accumulate(accumulate: LearnerFunction, draw: torch.Generator) -> None:
+    """Check `accumulate(model, micro_batches)`, which leaves the gradient in the model's parameters."""
+    with part("micro-batches of equal length: the gradient of the big batch"):
+        _compare(accumulate, TokenLosses(draw), drawn_batches(lengths(draw, ragged=False), draw))
+    with part("micro-batches of different lengths: every token counts the same"):
+        _compare(accumulate, TokenLosses(draw), drawn_batches(lengths(draw, ragged=True), draw))
+    with part("what was in the gradients stays: yours is added"):
+        model, batches = TokenLosses(draw), drawn_batches(lengths(draw, ragged=True), draw)
+        _compare(accumulate, model, batches, earlier=torch.randn(_size(model), generator=draw, dtype=torch.float64))
+    with part("one micro-batch's graph at a time"):
+        _require_one_graph(accumulate, TokenLosses(draw), drawn_batches(lengths(draw, ragged=False), draw))
+
+
+def _size(model: TokenLosses) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _compare(
+    accumulate: LearnerFunction, model: TokenLosses, batches: list[MicroBatch], *, earlier: Tensor | None = None
+) -> None:
+    want = gradient(model, mean_of_all(batches))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    if earlier is not None:
+        pieces = earlier.split([parameter.numel() for parameter in model.parameters()])
+        for parameter, piece in zip(model.parameters(), pieces, strict=True):
+            parameter.grad = piece.view_as(parameter).clone()
+    accumulate(model, batches)
+    got = _left_in(model)
+    require(
+        all(map(torch.equal, before, model.parameters())),
+        "the parameters have changed",
+        misconception="changes-the-parameters",
+        thought="Leave the gradient in `.grad`: the step is the optimizer's, after the last micro-batch.",
+    )
+    already = torch.zeros_like(want) if earlier is None else earlier
+    _require_gradient(got, want, already, model, batches)
+
+
+def _left_in(model: TokenLosses) -> Tensor:
+    grads = [parameter.grad for parameter in model.parameters()]
+    require(
+        all(grad is not None for grad in grads),
+        "a parameter has no gradient",
+        misconception="leaves-no-gradient",
+        thought="Call `backward()` on every micro-batch's share: it adds to each parameter's `.grad`.",
+    )
+    return torch.cat([grad.detach().double().flatten() for grad in grads])
+
+
+def _require_gradient(
+    got: Tensor, want: Tensor, already: Tensor, model: TokenLosses, batches: list[MicroBatch]
+) -> None:
+    if _same(got, want + already):
+        return
+    ratio = (got - already).norm() / want.norm()
+    sizes = ", ".join(str(len(targets)) for _, targets in batches)
+    message = (
+        f"micro-batches of {sizes} tokens: your gradient is {ratio:.4g} times as long as the big batch's, expected 1"
+    )
+    if already.any():
+        stays = "`backward` adds to `.grad`; what an earlier call left there is not yours to remove or to scale."
+        if _same(got, want):
+            raise Refused("the earlier gradient is gone", misconception="overwrites-earlier-gradients", thought=stays)
+        if _scaled_too(got - want, already):
+            raise Refused("the earlier gradient was scaled", misconception="scales-earlier-gradients", thought=stays)
+    if _same(got, already):
+        raise Refused(
+            "the gradients are as they were before",
+            misconception="leaves-no-gradient",
+            thought="Call `backward()` on every micro-batch's share: it adds to each parameter's `.grad`.",
+        )
+    for misconception, thought, loss in slips(batches):
+        slip = gradient(model, loss)
+        if _same(got, slip + already) or _same(got, slip):
+            raise Refused(message, misconception=misconception, thought=thought)
+    raise Refused(
+        message,
+        misconception="wrong-value",
+        thought="Compare with `model(x, targets).mean().backward()` on all tokens joined.",
+    )
+
+
+def _scaled_too(rest: Tensor, already: Tensor) -> bool:
+    factor = (rest @ already) / (already @ already)
+    return _same(rest, factor * already) and abs(factor.item() - 1) > CLOSE
+
+
+def _same(got: Tensor, want: Tensor) -> bool:
+    return bool(((got - want).abs() <= CLOSE * want.abs().max()).all())
+
+
+def _require_one_graph(accumulate: LearnerFunction, model: TokenLosses, batches: list[MicroBatch]) -> None:
+    alone = max(probe.saved_bytes(model, *batch) for batch in batches)
+    model.longest = 0
+    with SavedForBackward() as saved:
+        accumulate(model, batches)
+    _left_in(model)
+    most = max(len(targets) for _, targets in batches)
+    together = len(joined(batches)[1])
+    require(
+        model.longest <= most,
+        f"the model was called with {model.longest} tokens at once, the longest micro-batch has {most} of {together}",
+        misconception="runs-the-big-batch",
+        thought="The big batch does not fit: run the micro-batches one after another.",
+    )
+    require(
+        saved.peak_bytes <= GRAPHS * alone,
+        f"at most {saved.peak_bytes:,} bytes were saved at one time, a micro-batch alone saves {alone:,}",
+        misconception="keeps-all-graphs",
+        thought="A loss that waits for its `backward` keeps its graph: call it inside the loop, for each micro-batch.",
+    )

@@ -1,0 +1,52 @@
+"""A byte budget: a tiled answer holds a few tiles at a time, so that its peak grows with the length, not its square."""
+
+from collections.abc import Callable
+
+from qlab.checks.report import require
+
+BLOCK, WIDTH = 64, 2  # one strip of a tile's side costs 64 scores a row, 256 bytes in FP32
+FEW, MORE, MANY = 2 * BLOCK, 3 * BLOCK, 5 * BLOCK
+Peak = Callable[[int, int, bool], int]
+
+
+def require_tiles_only(peak: Peak, *, per_row: int, per_column: int) -> None:
+    """Refuse an answer whose peak grows by more bytes for each further query, or key, than vectors in FP64 need.
+
+    `peak(rows, columns, is_causal)` runs the answer with tiles of BLOCK by BLOCK. Two tiles each way are the least:
+    from there on, what one tile leaves behind while the next is computed is part of every peak.
+    """
+    small = peak(FEW, FEW, False)
+    by_row = (peak(MORE, FEW, False) - small) / (MORE - FEW)
+    by_column = (peak(FEW, MORE, False) - small) / (MORE - FEW)
+    told = f"tiles of {BLOCK} × {BLOCK}, width {WIDTH}: from {FEW} to {MORE}"
+    square = "An N × N tensor of scores, weights or mask was alive: compute a tile, use it up, and go on to the next."
+    require(
+        by_row <= per_row or by_column <= per_column,
+        f"{told} queries the peak grew by {by_row:.0f} bytes a query, and with the keys by {by_column:.0f} a key;"
+        f" allowed are {per_row} and {per_column}",
+        misconception="materializes-n-by-n",
+        thought=square,
+    )
+    strip = (
+        "A strip as long as the sequence is no tile: two loops, one over blocks of rows, one over blocks of columns."
+    )
+    require(
+        by_row <= per_row,
+        f"{told} queries the peak grew by {by_row:.0f} bytes a query, allowed are {per_row}",
+        misconception="scores-of-all-queries-at-once",
+        thought=strip,
+    )
+    require(
+        by_column <= per_column,
+        f"{told} keys the peak grew by {by_column:.0f} bytes a key, allowed are {per_column}",
+        misconception="scores-of-all-keys-at-once",
+        thought=strip,
+    )
+    causal = (peak(MANY, MANY, True) - peak(FEW, FEW, True)) / (MANY - FEW)
+    require(
+        causal <= per_row + per_column,
+        f"causal, from {FEW} to {MANY} queries and keys the peak grew by {causal:.0f} bytes a token, allowed are"
+        f" {per_row + per_column}: a mask of N × N booleans takes {MANY + FEW}",
+        misconception="materializes-n-by-n",
+        thought=f"{square} Make the mask of one tile from the numbers of its rows and columns.",
+    )

@@ -1,0 +1,38 @@
+"""Comparing what an answer of topic 08 returned with FP64: each value has its own room, infinities and NaN too."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from qlab.checks.expect import Suspect
+from qlab.checks.quantization.products import require_within
+
+SLIP_ROUNDING = 3e-5  # of its largest value: a slip's sums may be far larger than the right ones, and cancel
+Slip = tuple[str, str, Tensor]  # a misconception, the thought that helps, and the values it gives
+
+
+def require_near(
+    got: Tensor,
+    expected: Tensor,
+    allowed: Tensor,
+    *,
+    given: Callable[[int], str],
+    slips: Callable[[], Iterable[Slip]] = tuple,
+) -> None:
+    """Refuse the part unless each value is as near to the expected one as `allowed` there, and name the slip that fits.
+
+    A slip that gives infinity fits infinity only: no finite value is near it. One that changes nothing is passed over.
+    """
+    got, expected, allowed = (t.double().flatten() for t in (got, expected, allowed))
+
+    def suspects() -> Iterator[Suspect]:
+        for misconception, thought, values in slips():
+            flat = values.double().flatten()
+            if bool(((flat - expected).abs() <= allowed).all()):
+                continue
+            room = SLIP_ROUNDING * flat[flat.isfinite()].abs().amax() if flat.isfinite().any() else 0.0
+            flat = torch.where((got - flat).abs() <= room, got, flat)
+            yield Suspect(misconception, thought, torch.where(flat.isinf() & got.isfinite(), torch.nan, flat))
+
+    require_within(got, expected, allowed, given=given, suspects=suspects)

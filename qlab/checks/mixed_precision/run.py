@@ -1,0 +1,172 @@
+"""Check of `train_fp16`: a run whose tensors are all FP16 wins what the same run in FP32 wins."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qlab import loss_scaling
+from qlab.checks.expect import as_tensor
+from qlab.checks.learner import LearnerFunction
+from qlab.checks.mixed_precision.reading import TOPIC
+from qlab.checks.quantization.codes import unpacked
+from qlab.checks.report import Refused, check, part, require
+
+STEPS = 100
+SPARE = 60  # more calls of the loss, for answers that repeat a step which overflowed
+# Of what FP32 wins. Over 300 problems FP16 with a scale and masters wins 0.99 or more, with a search that starts at
+# 2²⁴ too; without a scale, or without masters, less than 0.3 where the part asks for them.
+ENOUGH = 0.95
+UNMOVED = 0.5  # of what FP32 wins: below it the run stood still, most of the time or for most of its weights
+CALL = "train_fp16(loss_of, weights, steps, learning_rate)"
+
+
+class Rounded(torch.autograd.Function):
+    """Round a tensor to the FP16 grid, and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.half().float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient.half().float()
+
+
+@dataclass
+class Problem:
+    """Two layers that learn from two others; `unit` is the size of what they predict, and sets that of gradients.
+
+    Calling it gives the loss as FP16 has it: every tensor is rounded, forward and backward.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    start: list[Tensor]
+    unit: float
+    learning_rate: float
+    calls: int = field(default=0)
+
+    def __call__(self, weights: Sequence[Tensor]) -> Tensor:
+        self.calls += 1
+        rounded = Rounded.apply
+        first, second = (rounded(w.float()) for w in weights)
+        hidden = rounded(rounded(rounded(self.inputs) @ first).tanh())
+        return ((rounded(hidden @ second) * self.unit - self.targets) ** 2).mean()
+
+    def exact(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the loss without any rounding, in the dtype of the weights."""
+        first, second = weights
+        out = (self.inputs.to(first) @ first).tanh() @ second
+        return ((out * self.unit - self.targets.to(first)) ** 2).mean()
+
+    def loss(self, weights: Sequence[Tensor]) -> float:
+        return self.exact([w.double() for w in weights]).item()
+
+    def in_fp32(self) -> list[Tensor]:
+        """Return the weights that plain FP32 descent reaches."""
+        weights = [w.clone().requires_grad_() for w in self.start]
+        for _ in range(STEPS):
+            gradients = torch.autograd.grad(self.exact(weights), weights)
+            with torch.no_grad():
+                torch._foreach_add_(weights, gradients, alpha=-self.learning_rate)
+        return [w.detach() for w in weights]
+
+
+@check(TOPIC, "train-fp16", loss_scaling.training_step, loss_scaling.MasterWeights, points=3)
+def check_train_fp16(train_fp16: LearnerFunction, draw: torch.Generator) -> None:
+    """Check `train_fp16(loss_of, weights, steps, learning_rate)`."""
+    with part(f"gradients near 1e-9, zero in FP16: at least {ENOUGH:.0%} of what FP32 wins"):
+        _require_won(train_fp16, _problem(draw, unit=1e-4, rate=0.5), _why_small)
+    with part("gradients of hundreds, infinite at a scale of 65 536"):
+        _require_won(train_fp16, _problem(draw, unit=300.0, rate=0.5), _why_large)
+    with part("a rate so low that FP16 weights swallow the updates"):
+        _require_won(train_fp16, _problem(draw, unit=1e-2, rate=4e-5), _why_slow)
+
+
+def _problem(draw: torch.Generator, *, unit: float, rate: float) -> Problem:
+    def layers(size: float) -> list[Tensor]:
+        shapes = (6, 12), (12, 3)
+        return [size * torch.randn(shape, generator=draw) / shape[0] ** 0.5 for shape in shapes]
+
+    inputs, teacher = torch.randn(48, 6, generator=draw), layers(1.0)
+    targets = (inputs @ teacher[0]).tanh() @ teacher[1] * unit
+    start = [w.half().float() for w in layers(0.5)]  # what is made into FP16 first starts from the same
+    return Problem(inputs, targets, start, unit, rate / unit**2)
+
+
+Why = Callable[[Problem, list[Tensor], float], tuple[str, str]]
+
+
+def _require_won(train_fp16: LearnerFunction, problem: Problem, why: Why) -> None:
+    """Refuse a run that wins less of the loss than FP32 does in as many steps."""
+    got = _trained(train_fp16, problem)
+    start, best = problem.loss(problem.start), problem.loss(problem.in_fp32())
+    loss = problem.loss(got)
+    won = (start - loss) / (start - best)
+    if won >= ENOUGH:
+        return
+    misconception, thought = why(problem, got, won)
+    raise Refused(
+        f"the loss was {start:.5g}, FP32 brings it to {best:.5g} in {STEPS} steps, your run to {loss:.5g}:"
+        f" that is {won:.1%} of what FP32 wins, expected at least {ENOUGH:.0%}",
+        misconception=misconception,
+        thought=thought,
+    )
+
+
+def _trained(train_fp16: LearnerFunction, problem: Problem) -> list[Tensor]:
+    returned = train_fp16(problem, problem.start, STEPS, problem.learning_rate)
+    weights = unpacked(returned, ("first", "second"), call=CALL)
+    require(
+        problem.calls <= STEPS + SPARE,
+        f"`loss_of` was called {problem.calls} times in {STEPS} steps",
+        misconception="too-many-steps",
+        thought="One step calls the loss once, or once more for each time that it must be repeated.",
+    )
+    require(
+        problem.calls,
+        "`loss_of` was never called",
+        misconception="never-trains",
+        thought="In each step: the loss of the weights, times the scale, and its gradients.",
+    )
+    return [
+        as_tensor(w, tuple(s.shape), call=f"{CALL}[{i}]").float()
+        for i, (w, s) in enumerate(zip(weights, problem.start, strict=True))
+    ]
+
+
+def _not_finite(got: list[Tensor]) -> bool:
+    return not all(bool(w.isfinite().all()) for w in got)
+
+
+BAD = "The weights hold NaN or infinities: a step with such a gradient is skipped, and the scale halved."
+BELOW = (
+    "Print how many gradients are zero, before and after you divide by the scale: multiply the loss before `backward`,"
+    " and divide in FP32."
+)
+
+
+def _why_small(problem: Problem, got: list[Tensor], won: float) -> tuple[str, str]:
+    if _not_finite(got) or won < -0.01:
+        return "forgets-to-unscale", "Nothing overflows here: are the gradients divided by the scale, in each step?"
+    return ("gradients-underflow", BELOW) if won < UNMOVED else ("too-much-lost", "Where do the steps get lost?")
+
+
+def _why_large(problem: Problem, got: list[Tensor], won: float) -> tuple[str, str]:
+    if _not_finite(got) or won < -0.01:
+        return "steps-on-inf", BAD
+    stands = all(torch.equal(w, s) or torch.equal(w, s.half().float()) for w, s in zip(got, problem.start, strict=True))
+    still = "Every step was skipped: halve the scale each time, until the gradients are finite."
+    return ("never-shrinks", still) if stands else ("too-much-lost", "How many steps were skipped, and why?")
+
+
+def _why_slow(problem: Problem, got: list[Tensor], won: float) -> tuple[str, str]:
+    if _not_finite(got) or won < -2:
+        return "diverges", BAD
+    masters = "All weights you return are FP16 numbers, and updates under half a step of them are lost: keep and update"
+    if all(torch.equal(w, w.half().float()) for w in got):
+        return "updates-the-fp16-copy", f"{masters} FP32 weights, and round a copy in each step."
+    return "too-much-lost", "Compare the sum of your updates with the change of the weights."

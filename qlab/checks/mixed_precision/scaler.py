@@ -1,0 +1,247 @@
+"""Check of `LossScaler`: the same states as torch's `GradScaler`, step by step."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qlab import loss_scaling
+from qlab.checks.expect import Suspect, as_number, require_values
+from qlab.checks.learner import LearnerFunction
+from qlab.checks.mixed_precision.reading import TOPIC, as_truth
+from qlab.checks.mixed_precision.scaler_slips import SLIPS, Rule, Settings, updated
+from qlab.checks.numbers import doubles, drawn
+from qlab.checks.report import check, part, require
+
+LARGEST = 2.0**100  # a walk that stays far from the ends of FP32, where GradScaler stops growing
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A scaler's settings, and whether each of its steps overflows."""
+
+    settings: Settings
+    overflows: tuple[bool, ...]
+
+
+@check(TOPIC, "loss-scaler", loss_scaling.LossScaler, points=5)
+def check_loss_scaler(loss_scaler: LearnerFunction, draw: torch.Generator) -> None:
+    """Check the class `LossScaler` as its task documents it: `update`, `step`, and its `state_dict`."""
+    with part("good steps: it grows after growth_interval of them, and counts anew"):
+        settings = _settings(draw)
+        _require_walk(loss_scaler, Walk(settings, (False,) * (3 * settings.growth_interval + 2)))
+        _require_walk(loss_scaler, Walk(settings._replace(growth_interval=1), (False,) * 4))
+    with part("overflow steps: it shrinks at each, and the count of good steps starts over"):
+        settings = _settings(draw)
+        ends = (True, True, *(False,) * (settings.growth_interval - 1))
+        _require_walk(loss_scaler, Walk(settings, ends * 2 + (True, *(False,) * (settings.growth_interval + 1))))
+        _require_walk(loss_scaler, Walk(settings._replace(scale=4.0), (True,) * 6))
+    with part("a thousand random steps: every scale as torch.amp.GradScaler has it"):
+        walk = _long_walk(draw, 1_000)
+        _require_walk(loss_scaler, walk, _by_grad_scaler(walk))
+    with part("`step` steps the optimizer once where all gradients are finite, and never where they are not"):
+        _require_steps(loss_scaler, draw)
+    with part("a scaler that loads a saved state goes on where the other was"):
+        for place in (drawn(2, 9, draw), drawn(10, 30, draw)):
+            _require_restart(loss_scaler, _long_walk(draw, 60), place)
+
+
+def _settings(draw: torch.Generator) -> Settings:
+    """Draw powers of two, of which no product rounds, none of them the usual one."""
+    return Settings(2.0 ** drawn(8, 20, draw), 4.0, 2.0 ** -drawn(3, 4, draw), drawn(3, 6, draw))
+
+
+def _long_walk(draw: torch.Generator, steps: int) -> Walk:
+    while True:
+        settings = Settings(2.0 ** drawn(8, 20, draw), 4.0, 0.125, drawn(2, 4, draw))
+        share = 0.5 / settings.growth_interval
+        walk = Walk(settings, tuple((torch.rand(steps, generator=draw) < share).tolist()))
+        if all(1 / LARGEST < scale < LARGEST for scale, _ in _states(walk)):
+            return walk
+
+
+def _states(walk: Walk) -> list[tuple[float, int]]:
+    """Return scale and good steps after each step."""
+    return _ruled(walk, updated)
+
+
+def _ruled(walk: Walk, rule: Rule) -> list[tuple[float, int]]:
+    scale, good, states = walk.settings.scale, 0, []
+    for overflow in walk.overflows:
+        scale, good = rule(walk.settings, scale, good, overflow)
+        states.append((scale, good))
+    return states
+
+
+def _by_grad_scaler(walk: Walk) -> list[tuple[float, int]]:
+    """Ask torch: real gradients, finite or not, through `unscale_`, `step` and `update`."""
+    s = walk.settings
+    scaler = torch.amp.GradScaler("cpu", s.scale, s.growth_factor, s.backoff_factor, growth_interval=s.growth_interval)
+    weight = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=0.0)
+    scaler.scale(torch.zeros(()))
+    gradients, states = (torch.ones(()), torch.tensor(float("inf"))), []
+    for overflow in walk.overflows:
+        weight.grad = gradients[overflow].clone()
+        scaler.step(optimizer)
+        scaler.update()
+        states.append((scaler.get_scale(), scaler.state_dict()["_growth_tracker"]))
+    return states
+
+
+def _made(loss_scaler: LearnerFunction, settings: Settings) -> Any:
+    scaler = loss_scaler(*settings)
+    require(
+        scaler is not None,
+        f"`{settings.told}` gave None",
+        misconception="returns-nothing",
+        thought="`LossScaler` is a class: calling it makes a scaler.",
+    )
+    return scaler
+
+
+def _state(scaler: Any) -> tuple[float, float]:
+    return _read(LearnerFunction(lambda: (scaler.scale, scaler.good_steps))())
+
+
+def _read(state: tuple[Any, Any]) -> tuple[float, float]:
+    return as_number(state[0], call="scaler.scale"), as_number(state[1], call="scaler.good_steps")
+
+
+def _walked(scaler: Any, overflows: Sequence[bool]) -> list[tuple[float, float]]:
+    """Return scale and good steps after each update: one guard for many small calls."""
+
+    def walk() -> list[tuple[Any, Any]]:
+        states = []
+        for overflow in overflows:
+            scaler.update(overflow)
+            states.append((_copied(scaler.scale), _copied(scaler.good_steps)))
+        return states
+
+    return [_read(state) for state in LearnerFunction(walk)()]
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a tensor or array, which the next update may change in place."""
+    return value if isinstance(value, int | float) else copy.deepcopy(value)
+
+
+def _require_walk(loss_scaler: LearnerFunction, walk: Walk, expected: list[tuple[float, int]] | None = None) -> None:
+    scaler = _made(loss_scaler, walk.settings)
+    start = _state(scaler)
+    require(
+        start == (walk.settings.scale, 0),
+        f"`{walk.settings.told}` starts with scale {start[0]:g} and {start[1]:g} good steps",
+        misconception="wrong-start",
+        thought="Before the first step the scale is the one it was made with, and no step was good.",
+    )
+    _compare(_walked(scaler, walk.overflows), expected or _states(walk), walk)
+
+
+def _compare(got: list[tuple[float, float]], expected: list[tuple[float, int]], walk: Walk, after: str = "") -> None:
+    def told(i: int) -> str:
+        step, what = divmod(i, 2)
+        last = ["overflow" if overflow else "good" for overflow in walk.overflows[max(0, step - 5) : step + 1]]
+        return (
+            f"`{walk.settings.told}`{after}, {('scale', 'good_steps')[what]} after step {step + 1}"
+            f" (the last ones: {', '.join(last)})"
+        )
+
+    require_values(_flat(got), _flat(expected), given=told, suspects=lambda: _suspects(walk))
+
+
+def _flat(states: Sequence[tuple[float, float]]) -> Tensor:
+    return doubles([number for state in states for number in state])
+
+
+def _suspects(walk: Walk) -> Iterator[Suspect]:
+    for misconception, thought, rule in SLIPS:
+        yield Suspect(misconception, thought, _flat(_ruled(walk, rule)))
+
+
+def _require_steps(loss_scaler: LearnerFunction, draw: torch.Generator) -> None:
+    """Step a plain descent on a constant gradient: the weight counts the steps."""
+    scaler = _made(loss_scaler, _settings(draw))
+    weight = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    step = LearnerFunction(lambda found_inf: scaler.step(optimizer, found_inf))
+    for found_inf in (False, True, *(torch.rand(8, generator=draw) < 0.5).tolist(), True, False):
+        before = weight.item()
+        weight.grad = torch.tensor(-1.0)
+        returned = step(found_inf)
+        steps = weight.item() - before
+        called = f"scaler.step(optimizer, {found_inf})"
+        if found_inf:
+            inf = "A gradient with inf or NaN makes the weights inf or NaN, for good: leave the step out."
+            require(not steps, f"`{called}` changed the weight", misconception="steps-on-inf", thought=inf)
+        else:
+            _require_one_step(steps, called)
+        stepped = as_truth(returned, call=called)
+        require(
+            stepped is not found_inf,
+            f"`{called}` returned {stepped}",
+            misconception="returns-the-skip",
+            thought="Return whether the optimizer stepped: the opposite of `found_inf`.",
+        )
+
+
+def _require_one_step(steps: float, called: str) -> None:
+    require(
+        steps,
+        f"`{called}` left the weight as it was",
+        misconception="never-steps",
+        thought="Where the gradients are finite, call `optimizer.step()`, with the parentheses.",
+    )
+    require(
+        steps == 1,
+        f"`{called}` moved the weight by {steps:g} of its gradient, expected 1",
+        misconception="steps-wrongly",
+        thought="One call of `optimizer.step()`: the gradients were unscaled before.",
+    )
+
+
+def _require_restart(loss_scaler: LearnerFunction, walk: Walk, place: int) -> None:
+    """Save at a place, walk on, and let a new scaler, made with other settings, walk the same way from there."""
+    first = _made(loss_scaler, walk.settings)
+    states = _states(walk)
+    _compare(_walked(first, walk.overflows[:place]), states[:place], walk)
+    saved = LearnerFunction(first.state_dict)()
+    require(
+        isinstance(saved, dict),
+        f"`scaler.state_dict()` returned a {type(saved).__name__}",
+        misconception="returns-nothing" if saved is None else "returns-wrong-type",
+        thought="Return a dict: a name of your own for each number that the scaler needs to go on.",
+    )
+    kept = copy.deepcopy(saved)
+    _compare(_walked(first, walk.overflows[place:]), states[place:], Walk(walk.settings, walk.overflows[place:]))
+    same = saved == kept
+    require(
+        same,
+        f"the state_dict that was saved after {place} steps changed when the scaler went on",
+        misconception="state-is-a-view",
+        thought="A saved state must stay what it was: return a new dict, not `self.__dict__`.",
+    )
+    other = _made(loss_scaler, walk.settings._replace(scale=2.0))
+    LearnerFunction(lambda: other.load_state_dict(saved))()
+    _require_loaded(other, states[place - 1])
+    rest = Walk(walk.settings, walk.overflows[place:])
+    _compare(_walked(other, rest.overflows), states[place:], rest, f", loaded after {place} steps")
+
+
+def _require_loaded(other: Any, expected: tuple[float, int]) -> None:
+    scale, good = _state(other)
+    require(
+        scale == expected[0],
+        f"after loading, the scale is {scale:g}, expected {expected[0]:g}",
+        misconception="loses-the-scale",
+        thought="The scale that was found is worth keeping: save it, and set it when loading.",
+    )
+    require(
+        good == expected[1],
+        f"after loading, good_steps is {good:g}, expected {expected[1]:g}",
+        misconception="loses-the-count",
+        thought="The count of good steps is part of the state: without it the next growth comes late.",
+    )

@@ -1,0 +1,185 @@
+"""Answers to the exercise clip-order: steps with torch's own GradScaler."""
+
+import torch
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from tests.answers.bank import Bank
+
+BANK = Bank("clip-order")
+
+
+@BANK.right
+def with_one_more_line(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(parameters, max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.right
+def clears_in_the_end(loss, parameters, optimizer, scaler, max_norm):
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in parameters if p.grad is not None]))
+    for p in parameters:
+        if p.grad is not None and norm > max_norm:
+            p.grad.mul_(max_norm / norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=False)
+    return norm
+
+
+@BANK.right
+def clips_to_the_scaled_norm(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    clip_grad_norm_(parameters, max_norm * scaler.get_scale())
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.right
+def looks_at_the_norm_itself(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    (loss * scaler.get_scale()).backward()
+    scaler.unscale_(optimizer)
+    if clip_grad_norm_(parameters, max_norm).isfinite():
+        optimizer.step()
+    scaler.update()
+
+
+@BANK.wrong("clips-before-unscaling")
+def as_it_was_copied(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    clip_grad_norm_(parameters, max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("clips-before-unscaling")
+def unscales_after_clipping(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    clip_grad_norm_(parameters, max_norm)
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("never-clips")
+def never_clips(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("never-clips")
+def clips_before_there_is_a_gradient(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    clip_grad_norm_(parameters, max_norm)
+    scaler.scale(loss).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("clips-values")
+def clips_values(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_value_(parameters, max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("clips-each-tensor")
+def clips_each_tensor(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    for p in parameters:
+        clip_grad_norm_(p, max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("unscales-wrongly")
+def unscales_twice(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    for p in parameters:
+        if p.grad is not None:
+            p.grad /= scaler.get_scale()
+    clip_grad_norm_(parameters, max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("forgets-to-scale")
+def forgets_to_scale(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    loss.backward()
+    clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
+@BANK.wrong("forgets-to-unscale")
+def steps_scaled_gradients(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+    scaler.unscale_(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("steps-on-inf")
+def steps_the_optimizer_itself(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+    scaler.update()
+
+
+@BANK.wrong("never-clears")
+def never_clears(loss, parameters, optimizer, scaler, max_norm):
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(parameters, max_norm)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("wrong-value")
+def never_steps(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(parameters, max_norm)
+    scaler.update()
+
+
+@BANK.crashes
+def forgets_to_update(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    clip_grad_norm_(parameters, max_norm)
+    scaler.step(optimizer)
+
+
+@BANK.crashes
+def unscales_and_unscales(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
