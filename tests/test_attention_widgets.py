@@ -2,11 +2,12 @@
 
 import re
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from qlab.attention import AttentionShape, flash_bytes, trace_row
+from qlab.attention import AttentionShape, TrafficCounter, flash_bytes, trace_row
 from qlab.plots import roofline, running_figure, tiles_svg
 from qlab.roofline import H200_BF16, Rates, Work
 from qlab.widgets import TileExplorer
@@ -45,6 +46,13 @@ def test_the_bytes_of_a_trace_are_those_of_the_formula(is_causal):
     assert trace.moved_bytes == flash_bytes(shape, block_rows=8, block_columns=16)
     moved = [tile.moved_bytes for tile in trace.tiles]
     assert moved == sorted(set(moved)) and moved[-1] < trace.moved_bytes
+
+
+def test_walks_and_counters_in_other_threads_are_not_heard():
+    shape = AttentionShape(queries=32, keys=48, head_width=8, value_bytes=4)
+    with TrafficCounter() as outer, ThreadPoolExecutor(8) as threads:
+        walks = list(threads.map(lambda row: a_trace(row=row, blocks=(2, 4))[0].moved_bytes, range(16)))
+    assert set(walks) == {flash_bytes(shape, block_rows=2, block_columns=4)} and outer.bytes == 0
 
 
 def test_a_causal_row_has_no_scores_beyond_itself():
