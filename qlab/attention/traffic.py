@@ -4,6 +4,7 @@ Memory is what a GPU calls HBM. Every `load` and `store` of this package reports
 """
 
 import math
+from threading import get_ident
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,13 +16,15 @@ from qlab.attention.tiling import check_blocks
 class TrafficCounter:
     """Count, inside a `with`, the bytes that attention loads from memory and stores to it; it nests.
 
+    It hears its own thread only: what a widget does meanwhile is not counted, nor is autograd's thread for CUDA.
     Units:   bytes of the values as they are stored; a tile on the chip is in FP32 and costs nothing to use again.
     """
 
-    active: list["TrafficCounter"] = []  # noqa: RUF012 - shared on purpose: every open counter hears of every move
+    active: list["TrafficCounter"] = []  # noqa: RUF012 - shared on purpose: every open counter of a thread hears of its moves
 
     def __init__(self):
         self.loaded_bytes = self.stored_bytes = 0
+        self.thread = get_ident()
 
     def __enter__(self) -> "TrafficCounter":
         self.active.append(self)
@@ -38,13 +41,13 @@ class TrafficCounter:
 
 def report_load(*tensors: Tensor) -> None:
     """Tell the open counters that these were read from memory, each once."""
-    for counter in TrafficCounter.active:
+    for counter in _listening():
         counter.loaded_bytes += sum(t.numel() * t.element_size() for t in tensors)
 
 
 def report_store(*tensors: Tensor) -> None:
     """Tell the open counters that these were written to memory, each once."""
-    for counter in TrafficCounter.active:
+    for counter in _listening():
         counter.stored_bytes += sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -130,6 +133,11 @@ def flash_flops(shape: AttentionShape, *, block_rows: int, block_columns: int, b
         stop = min(start + block_rows, shape.queries)
         pairs += (stop - start) * _keys_seen(shape, stop, block_columns)
     return (10 if backward else 4) * shape.batch * shape.query_heads * pairs * shape.head_width
+
+
+def _listening() -> list[TrafficCounter]:
+    """Return the open counters of this thread."""
+    return [counter for counter in TrafficCounter.active if counter.thread == get_ident()]
 
 
 def _scores(shape: AttentionShape) -> int:

@@ -63,7 +63,8 @@ def triton(machine: Machine) -> Finding:
         version = machine.version("triton")
     except PackageNotFoundError:
         extra = ", and `make lab EXTRAS=triton` installs it" if platform.system() == "Linux" else ""
-        return Finding("Triton", "missing", f"not installed: its kernels are shown from a recorded run{extra}")
+        without = "lesson 08 shows its kernels and does not run them, lab 08 has one exercise that needs it"
+        return Finding("Triton", "missing", f"not installed: {without}{extra}")
     torch = machine.torch()
     if os.environ.get("TRITON_INTERPRET") == "1":
         return Finding("Triton", "ok", f"{version}, interpreted on the CPU because TRITON_INTERPRET=1 is set")

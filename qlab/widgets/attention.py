@@ -1,7 +1,9 @@
 """The explorer of tiled attention: choose a chip and a length, and let the tiles walk."""
 
+from collections.abc import Callable
 from functools import lru_cache
 from html import escape
+from threading import RLock
 
 import ipywidgets
 import torch
@@ -31,6 +33,7 @@ class TileExplorer(ipywidgets.VBox):
     """Let tiles walk over the scores of one head; watch one row's maximum and sum, and the bytes that move."""
 
     def __init__(self, *, length: int = 128, sram_kib: int = 20, is_causal: bool = False) -> None:
+        self._drawing_now = RLock()  # callbacks may come in several threads at once
         self.sram = ipywidgets.SelectionSlider(options=SRAM_KIB, value=sram_kib, description="SRAM, KiB", layout=SLIDER)
         self.length = ipywidgets.SelectionSlider(options=LENGTHS, value=length, description="N", layout=SLIDER)
         self.is_causal = ipywidgets.Checkbox(is_causal, description="causal", indent=False)
@@ -39,13 +42,17 @@ class TileExplorer(ipywidgets.VBox):
         self._link = ipywidgets.jslink((self.play, "value"), (self.step, "value"))
         self.drawing = ipywidgets.HTML(layout=WIDE)
         for control in (self.sram, self.length, self.is_causal):
-            control.observe(lambda _: self._walk_anew(), "value")
-        self.step.observe(lambda _: self._show(), "value")
+            control.observe(lambda _: self._alone(self._walk_anew), "value")
+        self.step.observe(lambda _: self._alone(self._show), "value")
         self._walk_anew()
         trace = self._trace()
         self.step.value = 1 + next(i for i, tile in enumerate(trace.tiles, 1) if trace.row < tile.rows.stop)
         choices = ipywidgets.HBox([self.sram, self.length, self.is_causal], layout=WRAPPED)
         super().__init__([choices, ipywidgets.HBox([self.play, self.step], layout=WRAPPED), self.drawing])
+
+    def _alone(self, draw: Callable[[], None]) -> None:
+        with self._drawing_now:
+            draw()
 
     def _walk_anew(self) -> None:
         tiles = len(self._trace().tiles)
