@@ -35,6 +35,15 @@ class Energy:
             self.joules = sum((now - self.before[name][0]) % span for name, (now, span) in after.items())
             self.source = " + ".join(after)
 
+    def joules_each(self, runs: int) -> float | None:
+        """Return the joules of one of `runs` equal runs that were measured together, or None if not measured.
+
+        Errors:  ValueError if `runs` is below 1.
+        """
+        if runs < 1:
+            raise ValueError(f"runs must be at least 1, got {runs}")
+        return None if self.joules is None else self.joules / runs
+
     def read(self) -> dict[str, tuple[float, float]]:
         """Read every counter of the device as (joules so far, joules at which it starts again from 0)."""
         return nvml_joules(self.device) if self.device.type == "cuda" else rapl_joules()

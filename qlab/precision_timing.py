@@ -75,7 +75,6 @@ def _cost(name: str, dtype: torch.dtype | None, config: ModelConfig, tokens: tor
     resident = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     with Energy(device=device) as energy:
         milliseconds = median_ms(step, repeats=repeats, warmup=0, device=device)
-    joules = None if energy.joules is None else energy.joules / repeats
     count = tokens.shape[0] * (tokens.shape[1] - 1)
     return StepCost(
         precision=name,
@@ -84,7 +83,7 @@ def _cost(name: str, dtype: torch.dtype | None, config: ModelConfig, tokens: tor
         step_ms=milliseconds,
         tokens_per_s=1e3 * count / milliseconds,
         peak_bytes=resident + peak.bytes,
-        joules=joules,
+        joules=energy.joules_each(repeats),
         joules_source=energy.source,
     )
 

@@ -35,6 +35,19 @@ def test_joules_are_the_difference_also_when_a_counter_starts_again(monkeypatch,
     assert energy.source == "RAPL package-0"
 
 
+def test_joules_of_runs_measured_together_are_shared_out(monkeypatch):
+    readings = iter([{"RAPL package-0": (10.0, 1000.0)}, {"RAPL package-0": (16.0, 1000.0)}, {}, {}])
+    monkeypatch.setattr(qlab.energy, "rapl_joules", lambda: next(readings))
+    with Energy() as energy:
+        pass
+    assert energy.joules_each(3) == pytest.approx(2.0)
+    with Energy() as unknown:
+        pass
+    assert unknown.joules_each(3) is None
+    with pytest.raises(ValueError, match="runs must be at least 1, got 0"):
+        energy.joules_each(0)
+
+
 def test_no_counter_means_not_measured_never_zero(monkeypatch):
     monkeypatch.setattr(qlab.energy, "rapl_joules", dict)
     with Energy() as energy:
