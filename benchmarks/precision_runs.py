@@ -25,7 +25,7 @@ LAST = 20  # steps whose mean is the final loss
 
 @dataclass(frozen=True)
 class Curve:
-    """One regime's run: its finite losses in bits per byte, and what the model is worth on held-out text of its domain."""
+    """One regime: the finite losses of its run in bits per byte, and what the model is then worth on held-out text."""
 
     regime: str
     losses: list[float]
