@@ -91,4 +91,6 @@ def _megabytes(count: int | None) -> str:
 
 
 def _told(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:,.3g}"
+    if value is None:
+        return "not measured"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
