@@ -60,7 +60,8 @@ def _chosen(case: Case, peak: Peak = Case.peak, *, strictly: bool = False) -> Ch
 def check_choose_segments(choose_segments: LearnerFunction, draw: torch.Generator) -> None:
     """Check `choose_segments(layers, boundary_bytes, inside_bytes, budget_bytes)`."""
     with part("segments of equal length"):
-        _compare(choose_segments, [c for _ in range(6) for c in _around(_case(draw, divides=True), draw)])
+        several = [c for _ in range(6) for c in _around(_case(draw, divides=True), draw)]
+        _compare(choose_segments, [*several, _each_alone(draw)])
     with part("a number of layers that cannot be divided evenly"):
         _compare(choose_segments, [c for _ in range(6) for c in _around(_case(draw, divides=False), draw)])
     with part("a budget filled to the byte holds it, one byte less does not"):
@@ -70,9 +71,10 @@ def check_choose_segments(choose_segments: LearnerFunction, draw: torch.Generato
     with part("0 where all activations fit, None where nothing does"):
         some = [_case(draw, divides=False) for _ in range(4)]
         plenty = [replace(case, budget=case.peak(0) + more) for case in some[:2] for more in (0, 9_999)]
+        nearly = [replace(case, budget=case.peak(0) - less) for case in some for less in (1, case.boundary)]
         least = [min(case.peak(segments) for segments in range(case.layers + 1)) for case in some]
         scarce = [replace(case, budget=low - less) for case, low in zip(some, least, strict=True) for less in (1, 99)]
-        _compare(choose_segments, [*plenty, *scarce, *_around(some[0], draw)])
+        _compare(choose_segments, [*plenty, *nearly, *scarce, *_around(some[0], draw)])
 
 
 def _case(draw: torch.Generator, *, divides: bool) -> Case:
@@ -86,6 +88,13 @@ def _case(draw: torch.Generator, *, divides: bool) -> Case:
         numbers = [s for s in lower if (case.layers % s == 0) == divides]
         if numbers:
             return replace(case, budget=case.peak(numbers[drawn(0, len(numbers) - 1, draw)]))
+
+
+def _each_alone(draw: torch.Generator) -> Case:
+    """Draw insides so large that only one layer at a time fits: two of them exceed one and all boundaries."""
+    boundary = drawn(200, 900, draw) * KIB
+    case = Case(drawn(4, 8, draw), boundary, boundary * drawn(10, 15, draw), 0)
+    return replace(case, budget=case.peak(case.layers) + drawn(1, boundary - 1, draw))
 
 
 def _around(case: Case, draw: torch.Generator) -> list[Case]:
@@ -143,6 +152,10 @@ def _slips() -> Iterator[tuple[str, str, Callable[[Case], Choice]]]:
         yield misconception, thought, by(peak)
     more = "Any number from 1 to `layers` will do, whether it divides them or not."
     yield "only-divisors", more, lambda c: _among(c, [s for s in range(1, c.layers + 1) if c.layers % s == 0])
+    each = "`layers` segments of one layer each are allowed: `range(1, layers + 1)`."
+    yield "never-each-layer-alone", each, lambda c: _among(c, list(range(1, c.layers)))
+    whole = "Without checkpointing every layer keeps its boundary as well as what lies inside."
+    yield "forgets-boundaries", whole, lambda c: 0 if c.layers * c.inside <= c.budget else _chosen(c)
     yield "only-powers-of-two", more, lambda c: _among(c, [2**power for power in range(c.layers.bit_length())])
     yield "only-down-to-the-root", more, lambda c: _among(c, list(range(1, int(c.layers**0.5) + 1)))
     for root in (int, round, lambda value: int(value) + 1):

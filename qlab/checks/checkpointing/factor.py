@@ -75,15 +75,15 @@ def check_predict_factor(predict_factor: LearnerFunction, draw: torch.Generator)
         late = (1, 1, drawn(3, 4, draw), 2)
         _compare(predict_factor, [_case(draw, early), _case(draw, late)])
     with part("a large vocabulary: the moment of the loss decides"):
-        _compare(predict_factor, [_case(draw, ((1, 1, 1), (1, 1, 2), (1, 2))[drawn(0, 2, draw)], wide=True)])
+        _compare(predict_factor, [_case(draw, ((1, 1, 1), (1, 1, 2), (1, 1, 1, 1))[drawn(0, 2, draw)], wide=True)])
 
 
 def _case(draw: torch.Generator, lengths: tuple[int, ...], *, wide: bool = False) -> Case:
-    """Draw a decoder as wide as long; a wide vocabulary saves more than any segment."""
+    """Draw a decoder as wide as long; a wide vocabulary saves more than any segment, and there the FFN counts."""
     width = 8 * drawn(7, 10, draw)
     sizes = {
-        "ffn_width": drawn(6, 19, draw),
-        "vocabulary": width * drawn(25, 35, draw) if wide else drawn(13, 60, draw),
+        "ffn_width": 2 * width if wide else drawn(6, 19, draw),
+        "vocabulary": width * drawn(40, 50, draw) if wide else drawn(13, 60, draw),
     }
     config = replace(COURSE_MODEL, name="drawn", layers=sum(lengths), width=width, sequence=SEQUENCE, **sizes)
     return Case(config, lengths)

@@ -156,3 +156,15 @@ def replayed(problem: Problem, state: Tensor) -> tuple[Tensor, ...]:
             grad, *rest = torch.autograd.grad(layer(leaf, *others), wanted, grad)
             found = [*rest, *found]
     return (grad, *found)
+
+
+def run_twice(run: Callable[..., Any], x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients of x and of a weight that two runs in a row share."""
+
+    def mixed(x: Tensor, weight: Tensor) -> Tensor:
+        return x + torch.tanh(x @ weight)
+
+    leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    with generator_kept(), torch.enable_grad():
+        result = run(mixed, run(mixed, *leaves), leaves[1])
+        return _gradients(result, leaves, torch.ones_like(x))

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from qlab import checkpointing
 from qlab.checks import probe
-from qlab.checks.checkpointing.passes import Passed, Problem, generator_kept, passed, plainly, replayed
+from qlab.checks.checkpointing.passes import Passed, Problem, generator_kept, passed, plainly, replayed, run_twice
 from qlab.checks.checkpointing.topic import TOPIC
-from qlab.checks.learner import LearnerFunction
+from qlab.checks.learner import Crashed, LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
 
@@ -20,6 +20,8 @@ ROOM = 16 * 1024  # bytes beyond the arguments: a state of the generator takes 5
 CLOSE = 1e-4  # of the largest gradient: the same operations on the same values; sums in another order give 1e-6
 
 DROPS = "Nothing leads from the result back to this argument: return its gradient from `backward`, in its place."
+DETACH = "Differentiate detached copies: through the arguments themselves the way leads on, into what made them."
+SAME_DRAWS = "Note the generator's state just before the first run, and set it just before the second: same draws."
 STATE = "Save `torch.get_rng_state()` before `f` runs, set it before `f` runs again: the same masks must fall."
 
 
@@ -49,6 +51,7 @@ def check_checkpoint(checkpoint: LearnerFunction, draw: torch.Generator) -> None
         _require_forward(checkpoint, _noisy(draw))
     with part("the gradient of every argument"):
         _require_gradients(checkpoint, _smooth(draw))
+        _require_shared(checkpoint, _drawn(draw, 5, 7), _drawn(draw, 7, 7) / 7**0.5)
     with part("nothing but the arguments is kept, and f runs once more"):
         _require_nothing_kept(checkpoint, _smooth(draw))
     with part("dropout: the second run draws what the first one drew"):
@@ -132,11 +135,25 @@ def _require_gradients(checkpoint: LearnerFunction, problem: Problem) -> None:
     for misconception, thought, grads in _slips(problem, got):
         if all(_same(g, s) for g, s in zip(got.grads, grads, strict=True)):
             raise Refused(message, misconception=misconception, thought=thought)
-    raise Refused(
-        message,
-        misconception="wrong-value",
-        thought="Compare with `torch.autograd.grad(f(*args), args, upstream)` on a two-line f without randomness.",
-    )
+    compare = "Compare with `torch.autograd.grad(f(*args), args, upstream)` on a two-line f without randomness."
+    thought = SAME_DRAWS if noisy in problem.layers else compare
+    raise Refused(message, misconception="wrong-value", thought=thought)
+
+
+def _require_shared(checkpoint: LearnerFunction, x: Tensor, weight: Tensor) -> None:
+    """Run twice with the same weight: the second run's input is computed from its other argument."""
+    want = run_twice(plainly, x, weight)
+    told = "two runs with the same weight, the second on the first one's result"
+    try:
+        got = run_twice(lambda *call: checkpoint.map([call])[0], x, weight)  # on the tensors themselves, not on copies
+    except Crashed as crash:
+        again = "backward through the graph a second time" in str(crash)
+        require(not again, f"{told}: {crash}", misconception="reaches-past-the-arguments", thought=DETACH)
+        raise
+    for name, grad, expected in zip(("x", "the weight"), got, want, strict=True):
+        right = grad is not None and _same(grad, expected)
+        message = f"{told}: the gradient of {name} is not that of a plain run"
+        require(right, message, misconception="wrong-value", thought=DETACH)
 
 
 def _slips(problem: Problem, got: Passed) -> Iterator[tuple[str, str, tuple[Tensor | None, ...]]]:

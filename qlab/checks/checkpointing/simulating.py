@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -38,19 +38,20 @@ class Case:
 def check_simulate_schedule(simulate_schedule: LearnerFunction, draw: torch.Generator) -> None:
     """Check `simulate_schedule(schedule, boundary, inside)`, which returns the peak and the runs that are repeated."""
     with part("everything recorded: nothing runs twice"):
-        cases = [_sized(draw, f"{n} layers, all recorded", _recorded(range(n))) for n in _depths(draw, 3)]
+        cases = [
+            _sized(draw, f"{n} layers, all recorded", _recorded(range(n)))
+            for n in (drawn(4, 30, draw) for _ in range(3))
+        ]
         _compare(simulate_schedule, cases, NAMES)
-    segmented = [_segments(draw, number) for number in (2, 3, 5, 9)]
+    longer = drawn(4, 7, draw)  # most insides live in the first segment, most boundaries in the last: two moments
+    lengths = [longer, longer - 1, longer - 1]
+    segmented = [*(_segments(draw, number) for number in (2, 3, 5, 9)), _in_lengths(draw, lengths)]
     with part("segments of any length: the peak"):
         _compare(simulate_schedule, segmented, NAMES[:1])
     with part("segments of any length: the runs that are repeated"):
         _compare(simulate_schedule, segmented, NAMES[1:])
     with part("one boundary for all, and boundaries inside segments"):
         _compare(simulate_schedule, [_from_the_start(draw), *(_nested(draw) for _ in range(3))], NAMES)
-
-
-def _depths(draw: torch.Generator, count: int) -> list[int]:
-    return [drawn(4, 30, draw) for _ in range(count)]
 
 
 def _sized(draw: torch.Generator, told: str, schedule: Schedule) -> Case:
@@ -69,8 +70,11 @@ def _run(start: int, stop: int) -> Schedule:
 
 
 def _segments(draw: torch.Generator, number: int) -> Case:
-    lengths = [drawn(2, 6, draw) for _ in range(number)]
-    stops = [sum(lengths[: place + 1]) for place in range(number)]
+    return _in_lengths(draw, [drawn(2, 6, draw) for _ in range(number)])
+
+
+def _in_lengths(draw: torch.Generator, lengths: list[int]) -> Case:
+    stops = [sum(lengths[: place + 1]) for place in range(len(lengths))]
     spans = [(stop - length, stop) for stop, length in zip(stops, lengths, strict=True)]
     forward = [step for span in spans for step in _run(*span)]
     backward = [step for span in reversed(spans) for step in _recorded(range(*span))]
@@ -78,12 +82,13 @@ def _segments(draw: torch.Generator, number: int) -> Case:
 
 
 def _from_the_start(draw: torch.Generator) -> Case:
-    """Keep the first input alone, and start from it for every layer."""
-    n = drawn(4, 12, draw)
+    """Keep the first input alone, once, and start from it each time: a run without keep frees nothing."""
+    n = drawn(6, 12, draw)
     schedule = []
-    for layer in reversed(range(n)):
-        schedule += [("run", i, i == 0) for i in range(layer)] + _recorded([layer])
-    return _sized(draw, f"{n} layers, each from the first input", schedule)
+    for layer in reversed(range(4, n)):
+        schedule += [("run", i, i == 0 and layer == n - 1) for i in range(layer)] + _recorded([layer])
+    schedule += [("run", 0, False), *_recorded(range(1, 4)), *_recorded([0])]
+    return _sized(draw, f"{n} layers, each time from the first input", schedule)
 
 
 def _nested(draw: torch.Generator) -> Case:
@@ -227,7 +232,12 @@ def _slips() -> Iterator[tuple[str, str, Simulate]]:
         for _, _, count in counts:
             yield misconception, thought, partial(_simulated, rules=rules, count=count)
     yield "sum-not-peak", PEAK, lambda case: (sum(_played(case, Rules())), _repeated(case.schedule))
+    yield "adds-two-peaks", PEAK, lambda case: (_two_peaks(case), _repeated(case.schedule))
     yield "end-not-peak", PEAK, lambda case: (_played(case, Rules())[-1], _repeated(case.schedule))
+
+
+def _two_peaks(case: Case) -> float:
+    return sum(max(_played(part_of, Rules())) for part_of in (replace(case, boundary=0), replace(case, inside=0)))
 
 
 def _records(schedule: Schedule) -> int:

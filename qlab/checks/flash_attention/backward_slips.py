@@ -60,12 +60,13 @@ def gradients(saved: Saved, formula: Formula, blocks: tuple[int, int] = (1, 1)) 
     p = (scores - kept).exp().masked_fill(hidden, 0.0)
     of_p = grad @ v.T
     row_sum = {
-        "output": (grad * saved.output.double()).sum(1),
-        "gradient": grad.sum(1),
-        "products": of_p.sum(1),
-        "mean": (grad * saved.output.double()).mean(1),
-        "tiles": torch.zeros(len(q)).double(),
-    }[formula.row_sum_of][:, None]
+        "output": (grad * saved.output.double()).sum(1, keepdim=True),
+        "gradient": grad.sum(1, keepdim=True),
+        "products": of_p.sum(1, keepdim=True),
+        "mean": (grad * saved.output.double()).mean(1, keepdim=True),
+        "all": (grad * saved.output.double()).sum(),
+        "tile": torch.cat([t.sum(1, keepdim=True).expand_as(t) for t in (p * of_p).split(blocks[1], 1)], 1),
+    }[formula.row_sum_of]
     of_scores = of_p - formula.row_sum * row_sum
     of_scores = (
         p * of_scores if formula.softmax else of_scores.masked_fill(hidden, 0.0)
@@ -99,6 +100,8 @@ FORMULAS: tuple[tuple[str, str, Formula], ...] = (
     ("wrong-row-sum", DELTA, Formula(row_sum_of="gradient")),
     ("wrong-row-sum", DELTA, Formula(row_sum_of="products")),
     ("wrong-row-sum", f"{DELTA} A sum, not a mean.", Formula(row_sum_of="mean")),
+    ("one-row-sum-for-all", f"{DELTA} Each row has its own: `dim=1`.", Formula(row_sum_of="all")),
+    ("row-sum-of-one-tile", f"{DELTA} It runs over all keys, not one tile's.", Formula(row_sum_of="tile")),
     ("scale-forgotten", SCALE, Formula(gradient_scale=0.0)),
     ("scale-forgotten", SCALE, Formula(scores_scale=0.0)),
     ("scale-forgotten", SCALE, Formula(scores_scale=0.0, gradient_scale=0.0)),
@@ -124,6 +127,11 @@ def slips(saved: Saved, blocks: tuple[int, int]) -> Iterator[tuple[str, str, Gra
     for misconception, thought, formula in FORMULAS:
         yield misconception, thought, gradients(saved, formula, blocks)
     dq, dk, dv = gradients(saved, RIGHT)
+    order = "Return dq, dk and dv in this order."
+    yield "gradients-in-another-order", order, (dq, dv, dk)
+    if len(dq) == len(dk):
+        for three in ((dk, dq, dv), (dv, dk, dq), (dk, dv, dq), (dv, dq, dk)):
+            yield "gradients-in-another-order", order, three
     yield "wrong-sign", "dS = P ∘ (dP − Δ).", (-dq, -dk, -dv)
     yield from _apart(saved, blocks)
 

@@ -1,6 +1,6 @@
 """Check of `tiled_forward`: exact output and log-sum-exp tile by tile, and never more than a few tiles at once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from qlab import attention
 from qlab.checks import probe
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_tiles_only
-from qlab.checks.flash_attention.comparing import require_near
+from qlab.checks.flash_attention.comparing import Slip, require_near
 from qlab.checks.flash_attention.exact import TOPIC, Attention
 from qlab.checks.flash_attention.forward_slips import log_sum_exp_slips, output_slips
 from qlab.checks.learner import LearnerFunction
@@ -40,6 +40,7 @@ def check_tiled_forward(tiled_forward: LearnerFunction, draw: torch.Generator) -
     with part("a hidden score far above those a query sees has no say"):
         for blocks in ((5, 5), (4, 7), (30, 30)):
             _hidden(tiled_forward, _with_hidden(draw), blocks)
+        _hidden_by_a_number(tiled_forward, _case(draw, 11, 11, is_causal=True), (4, 5))
     with part("the log-sum-exp of every row, in natural logarithms"):
         for case, blocks in (
             (_case(draw, 9, 13), (4, 5)),
@@ -116,7 +117,7 @@ def _large(tiled_forward: LearnerFunction, case: Attention, blocks: Blocks) -> N
 
 def _far_below(tiled_forward: LearnerFunction, case: Attention, blocks: Blocks) -> None:
     """Move all scores down by 300, which changes no weight."""
-    case.q[:, 0], case.k[:, 0] = 5.0, -300.0 / (5.0 * case.scale)
+    _move_down(case)
     got = _results(tiled_forward, case, blocks)[0]
     require(
         bool((got.isfinite() & (got != 0)).all()),
@@ -128,12 +129,42 @@ def _far_below(tiled_forward: LearnerFunction, case: Attention, blocks: Blocks) 
     _require_output(case, blocks, got, named=False)
 
 
+def _move_down(case: Attention) -> None:
+    case.q[:, 0], case.k[:, 0] = 5.0, -300.0 / (5.0 * case.scale)
+
+
+def _hidden_by_a_number(tiled_forward: LearnerFunction, case: Attention, blocks: Blocks) -> None:
+    """With all scores near -300, a hidden one that was set to -100 is far above the others."""
+    _move_down(case)
+    stops = (torch.arange(len(case.q)) // blocks[0] + 1) * blocks[0]
+    last_tiles = torch.ceil(stops.clamp(max=len(case.k)) / blocks[1]) * blocks[1]
+    keys = torch.arange(len(case.k))
+    thought = "A number such as −100 hides nothing from scores of −300: put −inf in the place of what is hidden."
+
+    def slips() -> Iterator[Slip]:
+        for read in (torch.full_like(last_tiles, len(keys)), last_tiles):  # all tiles, or those that are seen in part
+            alike = ((keys > torch.arange(len(keys))[:, None]) & (keys < read[:, None])).double()
+            alike = torch.where(alike.any(1, keepdim=True), alike, case.probabilities)
+            yield "masks-with-a-number", thought, alike @ case.v.double() / alike.sum(1, keepdim=True)
+        start = "All scores may be far below 0: a running maximum that starts at 0 stays there. Start at −∞."
+        yield "maximum-starts-too-high", start, torch.full_like(case.output, torch.nan)
+        yield from output_slips(case, blocks)
+
+    require_near(
+        _results(tiled_forward, case, blocks)[0],
+        case.output,
+        case.allowed_output,
+        given=_told(case, blocks, "output"),
+        slips=slips,
+    )
+
+
 def _hidden(tiled_forward: LearnerFunction, case: Attention, blocks: Blocks) -> None:
     got = _results(tiled_forward, case, blocks)[0]
     lost = got.isnan().any(1) | (got == 0).all(1)
     above = (case.raw_scores.amax(1) - case.scores.amax(1)) > 250
     require(
-        not bool(lost.any() and above[lost].all()),
+        not bool(lost[1:].any() and above[lost].all()),  # query 0 alone: its own key was hidden
         f"given {case.told}, blocks of {blocks[0]} × {blocks[1]}, with keys 8 and 14 scored 300 and 600 above the"
         f" others, queries {lost.nonzero().flatten().tolist()}, which do not see all of them, got zeros or NaN",
         misconception="masks-after-the-max",

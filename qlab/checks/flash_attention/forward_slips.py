@@ -17,6 +17,7 @@ class Walk:
 
     keeps_total: bool = False
     keeps_output: bool = False
+    divides_each_time: bool = False
     turns_factor: bool = False
     scale_power: float = 1.0
     mask: str = "global"
@@ -43,6 +44,7 @@ def walked(case: Attention, blocks: tuple[int, int], walk: Walk) -> tuple[Tensor
                 factor, weights = (0 * factor, weights) if walk.ends == "last" else (factor / factor, 0 * weights)
             total = total * (1.0 if walk.keeps_total else factor) + weights.sum(1)
             output = output * (1.0 if walk.keeps_output else factor[:, None]) + weights @ values
+            output = (output / total[:, None]).nan_to_num() if walk.divides_each_time else output
             maximum = top
         for target, values in zip(found, (output, total, maximum), strict=True):
             target[at] = values
@@ -119,6 +121,11 @@ def output_slips(case: Attention, blocks: tuple[int, int]) -> Iterator[Slip]:
     output, total, _ = walked(case, blocks, RIGHT)
     yield "never-divides", "Divide by the sum, once, after the last tile.", output
     yield "divides-twice", "Divide by the sum once.", _divided(_divided(output, total), total)
+    early = "After each tile the output is still a sum: divide it once, by the whole sum, after the last tile."
+    for walk in (Walk(divides_each_time=True), Walk(divides_each_time=True, keeps_output=True)):
+        output, total, _ = walked(case, blocks, walk)
+        yield "divides-too-early", early, output
+        yield "divides-too-early", early, _divided(output, total)
     yield from _blocks_apart(case, blocks)
 
 
@@ -142,6 +149,10 @@ def log_sum_exp_slips(case: Attention, blocks: tuple[int, int]) -> Iterator[Slip
     for values in (total.log(), total, maximum, exact.exp(), maximum + total, maximum * total.log(), -exact):
         yield "not-the-log-sum-exp", both, values
     yield "not-the-log-sum-exp", both, maximum - total.log()
+    top = maximum.clamp(min=0.0)
+    start = "All scores may be far below 0: a running maximum that starts at 0 stays there. Start at −∞."
+    seen = (case.scores - top[:, None]).float().exp().sum(1).double()
+    yield "maximum-starts-too-high", start, top + seen.log()
     for misconception, thought, walk in WALKS:
         _, total, maximum = walked(case, blocks, walk)
         for nothing in (-math.inf, 0.0):

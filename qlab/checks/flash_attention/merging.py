@@ -76,6 +76,8 @@ def check_merge_partials(merge_partials: LearnerFunction, draw: torch.Generator)
     with part("maxima in the thousands and far apart: nothing overflows"):
         pair = _pair(draw, apart=True)
         got = _merged(merge_partials, pair)
+        if not got[1].isfinite().all():
+            _require_maximum(pair, got[0])  # factors above 1 look alike here: the maximum tells them apart
         for place in (1, 2):
             _require(pair, got[place], place)
     with part("a side that saw no key: −inf, 0 and zeros change nothing, and two of them stay so"):
@@ -221,6 +223,8 @@ def _slips(pair: Pair) -> Iterator[Slip]:
     ):
         joined = pair.joined(*factors)
         yield name, f"{thought} {OUT}" if name.startswith("forgets") else thought, (maximum, *joined)
+    units = "exp of a maximum overflows, or vanishes: take exp of the difference, old maximum − new maximum."
+    yield "exponentiates-the-maxima", units, (maximum, *_by_exponentials(pair))
     ways = ((of_a, of_b), (one, one))
     for first, second in ways:
         yield "divides-too-early", UNDIVIDED, (maximum, total, pair.joined(first, second)[1] / total[:, None])
@@ -229,3 +233,13 @@ def _slips(pair: Pair) -> Iterator[Slip]:
     of_means = of_a[:, None] * pair.a[1][:, None] * pair.a[2] + of_b[:, None] * pair.b[1][:, None] * pair.b[2]
     for values in (of_means, of_means / total[:, None]):
         yield "takes-the-outputs-for-divided", UNDIVIDED, (maximum, total, values)
+
+
+def _by_exponentials(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Return total and output by way of exp(maximum), with all that FP32 makes of it."""
+    (of_a, total_a, output_a), (of_b, total_b, output_b) = (
+        (side[0].float().exp(), *side[1:]) for side in (pair.a, pair.b)
+    )
+    new = pair.maximum.nan_to_num(neginf=0.0).float().exp()
+    output = of_a[:, None] * output_a + of_b[:, None] * output_b
+    return (of_a * total_a + of_b * total_b) / new, output / new[:, None]

@@ -25,9 +25,12 @@ def check_safe_softmax(safe_softmax: LearnerFunction, draw: torch.Generator) -> 
     with part("scores of any number of axes: each row of the last axis adds up to 1"):
         for shape in ((side, side), (2, side, side), (drawn(3, 9, draw),)):
             _compare(safe_softmax, 3 * torch.randn(shape, generator=draw))
-    with part("scores of thousands, of either sign, and rows far apart: nothing overflows or vanishes"):
+    with part("scores of thousands, of either sign, far apart in a row or between rows: nothing overflows or vanishes"):
         offsets = torch.tensor([-9e3, -300.0, -120.0, 0.0, 120.0, 300.0, 9e3])[:, None]
         _compare(safe_softmax, offsets + 3 * torch.randn(7, side, generator=draw))
+        wide = torch.zeros(2, side)
+        wide[0, : side // 2], wide[1, 1:] = -140.0, -400.0  # above 88 over the minimum, then over the mean as well
+        _compare(safe_softmax, wide + 2 * uniform(-1.0, 1.0, (2, side), draw))
     with part("-inf has no weight, and a row of nothing but -inf gives zeros"):
         scores = 3 * torch.randn(2, side, side, generator=draw)
         scores = scores.masked_fill(uniform(0.0, 1.0, (2, side, side), draw) < 0.4, -torch.inf)
@@ -78,6 +81,9 @@ def _compare(safe_softmax: LearnerFunction, scores: Tensor) -> None:
 def _refuse_half(scores: Tensor, got: Tensor, expected: Tensor, allowed: Tensor) -> None:
     """Name arithmetic in FP16, which errs by more than one rounding and by no more than its own roundings."""
     error, exact = (got - expected).abs(), scores.double()
+    whole = got.sum(-1, keepdim=True) * expected  # a wrong divisor leaves the shares as they were, to FP32
+    if bool(((got - whole).abs() <= _allowed(scores.float(), expected)).all()):
+        return
     below = exact.amax(-1, keepdim=True) - exact
     of_half = expected * HALF_UNIT * (2 * below + exact.abs().amax(-1, keepdim=True) + 16) + 2.0**-23
     require(
@@ -103,15 +109,26 @@ def _slips() -> Iterator[tuple[str, str, Callable[[Tensor], Tensor]]]:
     one = "One maximum for all rows is far above some of them, and they vanish: each row has its own."
     yield "one-maximum-for-all-rows", one, lambda s: _exp_over_sum(s.float() - s.float().max())
     yield "one-maximum-for-all-rows", one, lambda s: _exp_over_sum(s.float() - s.float().max()).nan_to_num()
-    yield "subtracts-the-mean", top, lambda s: _exp_over_sum(s.float() - s.float().mean(-1, keepdim=True))
-    yield "subtracts-the-minimum", top, lambda s: _exp_over_sum(s.float() - s.float().amin(-1, keepdim=True))
+    for name, pivot in (("subtracts-the-mean", torch.mean), ("subtracts-the-minimum", torch.amin)):
+        yield name, top, lambda s, pivot=pivot: _exp_over_sum(s.float() - pivot(s.float(), -1, keepdim=True))
+        yield (
+            name,
+            top,
+            lambda s, pivot=pivot: _exp_over_sum(s.float() - pivot(s.float(), -1, keepdim=True)).nan_to_num(),
+        )
     even = "A large negative number is no mask: where all scores have it they are equal, and share 1."
     yield "shares-out-a-masked-row", even, _even
+    yield from _other_slips()
+
+
+def _other_slips() -> Iterator[tuple[str, str, Callable[[Tensor], Tensor]]]:
     rows = "A row lies along the last axis: `dim=-1` in the maximum and in the sum."
     for axis in (0, 1, 2, -2):
         yield "wrong-axis", rows, lambda s, axis=axis: _softmax_along(s, axis)
     yield "wrong-axis", rows, lambda s: _softmax(s.double().flatten()).view(s.shape)
     yield "not-normalized", "Divide by the sum of the row.", lambda s: (s - _top(s)).double().exp()
+    each = "Each row has a sum of its own: `dim=-1`, and `keepdim=True`."
+    yield "one-sum-for-all-rows", each, lambda s: (s - _top(s)).double().exp() / (s - _top(s)).double().exp().sum()
     yield "no-exponential", "The weights are exp(score).", lambda s: s.double() / s.double().sum(-1, keepdim=True)
     yield "powers-of-two", "The base is e: exp2 wants scores times log2(e).", lambda s: _softmax(s.double() * LN2)
     yield "returns-the-logarithm", "Return the weights.", lambda s: torch.log_softmax(s.double(), -1)
@@ -125,7 +142,7 @@ LN2 = 0.6931471805599453
 
 
 def _top(scores: Tensor) -> Tensor:
-    return scores.amax(-1, keepdim=True)
+    return scores.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
 
 
 def _exp_over_sum(scores: Tensor, *, instead: float = 0.0) -> Tensor:

@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from qlab import loss_scaling
 from qlab.checks.expect import Suspect, require_values
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.mixed_precision.reading import TOPIC, GradientThroughFP16
-from qlab.checks.mixed_precision.step import SHAPES, SILENT, drawn_case, overflowing
+from qlab.checks.mixed_precision.step import drawn_case, made, overflowing
 from qlab.checks.mixed_precision.step_slips import RATE, RIGHT, SLIPS, Case, Outcome, near, simulated, told
 from qlab.checks.report import check, part
 
@@ -21,7 +20,7 @@ def check_clip_order(clipped_step: LearnerFunction, draw: torch.Generator) -> No
     with part("below max_norm the step is as long as without a scale"):
         _compare(clipped_step, drawn_case(draw, norms=(1e-4, 0.3, 0.6)))
     with part("above it the true gradients are clipped to max_norm, at any scale"):
-        _compare(clipped_step, replace(drawn_case(draw, norms=(3.0, 0.5, 5.0)), growth_interval=1, silent=True))
+        _compare(clipped_step, replace(drawn_case(draw, norms=(3.0, 1e-7, 0.5, 5.0)), growth_interval=1, silent=True))
     with part("a step that overflows is skipped, and the scale falls"):
         _compare(clipped_step, overflowing(draw))
 
@@ -50,15 +49,14 @@ def _suspects(got: Outcome, case: Case) -> Iterator[Suspect]:
 
 
 def _run(clipped_step: LearnerFunction, case: Case) -> Outcome:
-    shapes = (*SHAPES, SILENT) if case.silent else SHAPES
-    parameters = nn.ParameterList([nn.Parameter(torch.zeros(shape)) for shape in shapes])
+    parameters, reached = made(case)
     optimizer = torch.optim.SGD(parameters.parameters(), lr=RATE)
     scaler = torch.amp.GradScaler("cpu", case.scale, growth_interval=case.growth_interval)
     scaler.scale(torch.zeros(()))  # makes the tensor of the scale
     seen, scales = [], []
     for gradients in case.steps:
-        loss = sum(GradientThroughFP16.apply(p, g) for p, g in zip(parameters, gradients, strict=False))
+        loss = sum(GradientThroughFP16.apply(p, g) for p, g in zip(reached, gradients, strict=True))
         clipped_step(loss, parameters, optimizer, scaler, case.max_norm)
-        seen.append(torch.cat([p.detach().double().flatten() for p in list(parameters)[: len(SHAPES)]]))
+        seen.append(torch.cat([p.detach().double().flatten() for p in reached]))
         scales.append(scaler.get_scale())
     return Outcome(torch.stack(seen), (), tuple(scales))

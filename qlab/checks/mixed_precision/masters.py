@@ -58,9 +58,9 @@ def _made(master_weights: LearnerFunction, weights: nn.ParameterList) -> Any:
     return masters
 
 
-def _copies(masters: Any, weights: nn.ParameterList) -> list[Tensor]:
+def _copies(masters: Any, weights: Sequence[Tensor] | nn.ParameterList) -> list[Tensor]:
     """Return the copies themselves, once they are FP32 tensors of the right shapes."""
-    held = LearnerFunction(lambda: masters.parameters() if callable(masters.parameters) else masters.parameters)()
+    held = LearnerFunction(lambda: _held(masters.parameters))()
     held = list(held) if isinstance(held, Iterator) else held
     given = isinstance(held, Sequence | nn.ParameterList) and all(isinstance(p, Tensor) for p in held)
     require(
@@ -86,6 +86,11 @@ def _copies(masters: Any, weights: nn.ParameterList) -> list[Tensor]:
     return list(held)
 
 
+def _held(parameters: Any) -> Any:
+    """Call `parameters` where it is a method; a ParameterList only looks like one."""
+    return parameters() if callable(parameters) and not isinstance(parameters, nn.Module) else parameters
+
+
 def _same(got: Iterable[Tensor], expected: Iterable[Tensor], what: str, misconception: str, thought: str) -> None:
     for number, (one, other) in enumerate(zip(got, expected, strict=True)):
         require(
@@ -100,7 +105,7 @@ def _first(x: Tensor) -> str:
     return ", ".join(f"{value:.8g}" for value in x.detach().flatten()[:3].tolist()) + ", …"
 
 
-def _give(weights: nn.ParameterList, gradients: Sequence[Tensor | None]) -> None:
+def _give(weights: Sequence[Tensor] | nn.ParameterList, gradients: Sequence[Tensor | None]) -> None:
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = None if gradient is None else gradient.half()
 
@@ -124,8 +129,12 @@ def _require_gradients(master_weights: LearnerFunction, draw: torch.Generator) -
 def _require_gradient(copy: Tensor, gradient: Tensor | None, number: int, *, again: bool) -> None:
     got = copy.grad
     if gradient is None:
+        zeros = "Adam and momentum move on where a gradient is zero, and not where it is None."
+        empty = got is not None and not got.any()
+        told = f"weights[{number}] has no gradient, its copy has one of zeros"
+        require(not empty, told, misconception="zeros-for-none", thought=zeros)
         require(
-            got is None or not got.any(),
+            got is None,
             f"weights[{number}] has no gradient any more, its copy still has one",
             misconception="keeps-an-old-gradient",
             thought="Where the weight's gradient is None, the copy's is None: last step's must not be used again.",
@@ -149,13 +158,26 @@ def _require_gradient(copy: Tensor, gradient: Tensor | None, number: int, *, aga
     )
 
 
-def _step(masters: Any, weights: nn.ParameterList, gradients: Sequence[Tensor]) -> None:
-    """Take one step of plain descent, as the loop of the task does."""
+def _step(masters: Any, weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Take one step of plain descent, as the loop of the task does: the weights stay what they are."""
     _give(weights, gradients)
     LearnerFunction(masters.take_gradients)()
     copies = _copies(masters, weights)
     LearnerFunction(torch.optim.SGD(copies, lr=1.0).step)()
     LearnerFunction(masters.write_back)()
+    for number, weight in enumerate(weights):
+        require(
+            weight.dtype == torch.float16,
+            f"after `write_back` weights[{number}] is {weight.dtype}",
+            misconception="widens-the-weights",
+            thought="The model's weights stay float16: copy the rounded values into them.",
+        )
+        require(
+            weight.requires_grad,
+            f"after `write_back` weights[{number}] asks for no gradient any more",
+            misconception="freezes-the-weights",
+            thought="The next backward pass needs it as it was: copy under `torch.no_grad()`.",
+        )
 
 
 def _require_rounded_back(master_weights: LearnerFunction, draw: torch.Generator) -> None:
@@ -163,7 +185,7 @@ def _require_rounded_back(master_weights: LearnerFunction, draw: torch.Generator
     gradients = [(0.01 * torch.randn(w.shape, generator=draw)).half() for w in weights]
     expected = [w.detach().float() - g.float() for w, g in zip(weights, gradients, strict=True)]
     before = [w.detach().clone() for w in weights]
-    masters = _made(master_weights, weights)
+    masters, weights = _made(master_weights, weights), list(weights)  # what the model holds, whatever replaces it
     _step(masters, weights, gradients)
     written = any(not torch.equal(w.detach().float(), b.float()) for w, b in zip(weights, before, strict=True))
     require(
@@ -173,13 +195,6 @@ def _require_rounded_back(master_weights: LearnerFunction, draw: torch.Generator
         thought="The model computes with the FP16 weights: round each copy into its weight, `weight.copy_(…)`,"
         " so that the same tensor has new values.",
     )
-    for number, weight in enumerate(weights):
-        require(
-            weight.dtype == torch.float16,
-            f"after `write_back` weights[{number}] is {weight.dtype}",
-            misconception="widens-the-weights",
-            thought="The model's weights stay float16: copy the rounded values into them.",
-        )
     half = [e.half() for e in expected]
     _same(weights, half, "weights[{}]", "wrong-value", "A weight is its copy, rounded to the nearest FP16 number.")
     rounds = "What FP16 cannot hold must stay in the FP32 copy: round on the way out, never the copy itself."
@@ -192,7 +207,7 @@ def _require_tiny_updates(master_weights: LearnerFunction, draw: torch.Generator
     weights = _weights(draw)
     start = torch.cat([w.detach().flatten() for w in weights])
     gradients = [(TINY * w.detach().float()).half() for w in weights]
-    masters = _made(master_weights, weights)
+    masters, weights = _made(master_weights, weights), list(weights)
     for _ in range(STEPS):
         _step(masters, weights, gradients)
     change = torch.cat([g.flatten() for g in gradients])

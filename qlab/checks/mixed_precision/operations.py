@@ -101,6 +101,20 @@ def unlike_their_names(draw: torch.Generator) -> list[Operation]:
     ]
 
 
+def mostly_vanishing(draw: torch.Generator) -> list[Operation]:
+    """Return copies of a thousand values below 2⁻²⁵ and of one large enough to make up for them, or too small for it.
+
+    The thousand err by 3e-4 to 6e-4 of 1e-3, and by 2% to 3% of 2e-5; the sum of magnitudes calls the first 1% to 2%,
+    and the largest value alone calls the second 0.2%.
+    """
+    vanishing = [uniform(1e-8, 2e-8, (1_000,), draw) for _ in range(2)]
+    inputs = [torch.cat([x, x.new_tensor([large])]) for x, large in zip(vanishing, (1e-3, 2e-5), strict=True)]
+    return [
+        Operation("update", torch.neg, (inputs[0],)),
+        Operation("small update", torch.neg, (inputs[1],), "small-gradients-in-fp16"),
+    ]
+
+
 def _randn(draw: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=draw)
 

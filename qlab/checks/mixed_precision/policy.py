@@ -18,7 +18,7 @@ from qlab.checks.report import Refused, check, part
 TOLERANCE = 2.0**-8  # twenty times the error of rounding in FP16, and a fifth of what differences near 200 suffer
 LOOSE, STRICT = 0.3, 2.0**-15
 MARGIN = 1.5  # no operation is drawn whose error is that near to the tolerance: see `_clear`
-OVERFLOWING = 3  # the square: in each list something must stay in FP32, and something must not
+SUM, LOG, SQUARE = 0, 2, 3  # results overflow, inputs vanish: in each list something must stay in FP32
 CALL = "cast_policy(operations, tolerance)"
 
 
@@ -26,18 +26,26 @@ CALL = "cast_policy(operations, tolerance)"
 def check_cast_policy(cast_policy: LearnerFunction, draw: torch.Generator) -> None:
     """Check `cast_policy(operations, tolerance)`."""
     with part("products and operations on single values in FP16, but for what must not be"):
-        wide = [ops.out_of_range(draw)[OVERFLOWING], _drawn(ops.near_a_large_number, draw)[0]]
+        wide = [*_out_of_range(draw), _drawn(ops.near_a_large_number, draw)[0]]
         _compare(cast_policy, [*ops.products(draw), *ops.elementwise(draw), *wide], TOLERANCE, draw)
     with part("differences of large values: softmax, losses and norms stay in FP32"):
-        square, large = ops.out_of_range(draw)[OVERFLOWING], _drawn(ops.near_a_large_number, draw)
-        _compare(cast_policy, [*ops.products(draw), *large, square], TOLERANCE, draw)
+        large = _drawn(ops.near_a_large_number, draw)
+        _compare(cast_policy, [*ops.products(draw), *large, *_out_of_range(draw)], TOLERANCE, draw)
     with part("what overflows or vanishes stays in FP32: sums, exponentials, norms, and what becomes NaN"):
         _compare(cast_policy, [*ops.elementwise(draw), *ops.out_of_range(draw)], TOLERANCE, draw)
     with part("the measured error decides, against the tolerance given: no name, no size"):
-        _compare(cast_policy, [*ops.elementwise(draw), *ops.unlike_their_names(draw)], TOLERANCE, draw)
+        large = _drawn(ops.near_a_large_number, draw)[-1]
+        unlike = [*ops.unlike_their_names(draw), *ops.mostly_vanishing(draw), large]
+        _compare(cast_policy, [*ops.elementwise(draw), *unlike], TOLERANCE, draw)
         loose = [*ops.products(draw), *_drawn(ops.near_a_large_number, draw)[:2], *ops.out_of_range(draw)]
         _compare(cast_policy, loose, LOOSE, draw)
         _compare(cast_policy, [*ops.products(draw), *ops.elementwise(draw)], STRICT, draw)
+
+
+def _out_of_range(draw: torch.Generator) -> list[Operation]:
+    """Draw two operations above the range of FP16, which a wide result has room for, and one below, for BF16."""
+    operations = ops.out_of_range(draw)
+    return [operations[place] for place in (SUM, LOG, SQUARE)]
 
 
 def _drawn(some: Callable[[torch.Generator], list[Operation]], draw: torch.Generator) -> list[Operation]:
@@ -135,8 +143,13 @@ def _slips() -> Iterator[tuple[str, str, Policy]]:
     yield "softmax-in-fp16", f"Softmax of rounded scores. {reference}", _against_rounded
     result = "An operation in FP16 also *reads* FP16: round its inputs, not its result alone."
     yield "softmax-in-fp16", f"Softmax of FP32 scores is no FP16 softmax. {result}", _casts_the_result
+    wide = "The result is an FP16 number too: round it, and what is above 65504 becomes infinite."
+    yield "keeps-the-result-wide", wide, lambda some, t: _measured(some, t, run=_wide_result)
     bf16 = "BF16 has the range of FP32 and eight bits: ask `torch.float16`."
     yield "asks-bf16", bf16, lambda some, t: _measured(some, t, run=lambda f, x: in_fp16(f, x, torch.bfloat16))
+    norms = "The task's norm is Euclidean: neither the largest value nor the sum of magnitudes decides."
+    for order in (math.inf, 1):
+        yield "another-norm", norms, lambda some, t, p=order: {o.name for o in some if _by_norm(o, p) <= t}
     absolute = "The error is relative: divide its norm by the norm of the exact result."
     yield "absolute-error", absolute, lambda some, t: {o.name for o in some if _absolute(o, largest=True) <= t}
     yield "absolute-error", absolute, lambda some, t: {o.name for o in some if _absolute(o, largest=False) <= t}
@@ -144,9 +157,11 @@ def _slips() -> Iterator[tuple[str, str, Policy]]:
     yield "ignores-the-tolerance", fixed, lambda some, _: _measured(some, TOLERANCE)
     names = "These are the usual operations, by name. Here the sizes are unusual: measure."
     yield "by-name-not-by-error", names, lambda some, _: {o.name for o in some if o.name in USUAL}
+    yield "by-name-not-by-error", names, lambda some, _: {o.name for o in some if o.name in (*USUAL, *UPDATES)}
 
 
 USUAL = ("linear", "scores", "relu", "residual")
+UPDATES = ("update", "small update")
 
 
 def _error_or_zero(operation: Operation) -> float:
@@ -160,6 +175,16 @@ def _against_rounded(some: list[Operation], tolerance: float) -> set[str]:
 
 def _casts_the_result(some: list[Operation], tolerance: float) -> set[str]:
     return _measured(some, tolerance, run=lambda f, inputs: f(*inputs).half())
+
+
+def _wide_result(function: ops.Function, inputs: tuple[Tensor, ...]) -> Tensor:
+    return function(*(x.half().float() for x in inputs))
+
+
+def _by_norm(operation: Operation, order: float) -> float:
+    exact = operation.function(*(x.double() for x in operation.inputs))
+    error = in_fp16(operation.function, operation.inputs).double() - exact
+    return (error.flatten().norm(order) / exact.flatten().norm(order)).item()
 
 
 def _absolute(operation: Operation, *, largest: bool) -> float:

@@ -45,8 +45,8 @@ def check_loss_scaler(loss_scaler: LearnerFunction, draw: torch.Generator) -> No
     with part("`step` steps the optimizer once where all gradients are finite, and never where they are not"):
         _require_steps(loss_scaler, draw)
     with part("a scaler that loads a saved state goes on where the other was"):
-        for place in (drawn(2, 9, draw), drawn(10, 30, draw)):
-            _require_restart(loss_scaler, _long_walk(draw, 60), place)
+        for earliest in (drawn(2, 9, draw), drawn(10, 30, draw)):
+            _require_restart(loss_scaler, _long_walk(draw, 60), earliest)
 
 
 def _settings(draw: torch.Generator) -> Settings:
@@ -169,7 +169,7 @@ def _require_steps(loss_scaler: LearnerFunction, draw: torch.Generator) -> None:
     optimizer = torch.optim.SGD([weight], lr=1.0)
     step = LearnerFunction(lambda found_inf: scaler.step(optimizer, found_inf))
     for found_inf in (False, True, *(torch.rand(8, generator=draw) < 0.5).tolist(), True, False):
-        before = weight.item()
+        before, state = weight.item(), _state(scaler)
         weight.grad = torch.tensor(-1.0)
         returned = step(found_inf)
         steps = weight.item() - before
@@ -186,6 +186,9 @@ def _require_steps(loss_scaler: LearnerFunction, draw: torch.Generator) -> None:
             misconception="returns-the-skip",
             thought="Return whether the optimizer stepped: the opposite of `found_inf`.",
         )
+        twice = "The loop calls `update` after each `step`: if both change the state, each step counts twice."
+        changed = f"`{called}` changed `scale` or `good_steps`"
+        require(_state(scaler) == state, changed, misconception="step-updates-too", thought=twice)
 
 
 def _require_one_step(steps: float, called: str) -> None:
@@ -203,11 +206,11 @@ def _require_one_step(steps: float, called: str) -> None:
     )
 
 
-def _require_restart(loss_scaler: LearnerFunction, walk: Walk, place: int) -> None:
-    """Save at a place, walk on, and let a new scaler, made with other settings, walk the same way from there."""
-    first = _made(loss_scaler, walk.settings)
-    states = _states(walk)
-    _compare(_walked(first, walk.overflows[:place]), states[:place], walk)
+def _require_restart(loss_scaler: LearnerFunction, walk: Walk, earliest: int) -> None:
+    """Save where some good steps are counted, walk on, and let a new scaler walk the same way from there."""
+    first, states = _made(loss_scaler, walk.settings), _states(walk)
+    place = next(i for i in range(earliest, len(states)) if states[i - 1][1])
+    got = _walked(first, walk.overflows[:place])
     saved = LearnerFunction(first.state_dict)()
     require(
         isinstance(saved, dict),
@@ -216,19 +219,17 @@ def _require_restart(loss_scaler: LearnerFunction, walk: Walk, place: int) -> No
         thought="Return a dict: a name of your own for each number that the scaler needs to go on.",
     )
     kept = copy.deepcopy(saved)
-    _compare(_walked(first, walk.overflows[place:]), states[place:], Walk(walk.settings, walk.overflows[place:]))
-    same = saved == kept
+    _compare(got + _walked(first, walk.overflows[place:]), states, walk)
     require(
-        same,
+        saved == kept,
         f"the state_dict that was saved after {place} steps changed when the scaler went on",
         misconception="state-is-a-view",
         thought="A saved state must stay what it was: return a new dict, not `self.__dict__`.",
     )
-    other = _made(loss_scaler, walk.settings._replace(scale=2.0))
+    other = _made(loss_scaler, walk.settings._replace(scale=3.0))  # a scale that no state has
     LearnerFunction(lambda: other.load_state_dict(saved))()
     _require_loaded(other, states[place - 1])
-    rest = Walk(walk.settings, walk.overflows[place:])
-    _compare(_walked(other, rest.overflows), states[place:], rest, f", loaded after {place} steps")
+    _compare(states[:place] + _walked(other, walk.overflows[place:]), states, walk, f", loaded after {place} steps")
 
 
 def _require_loaded(other: Any, expected: tuple[float, int]) -> None:

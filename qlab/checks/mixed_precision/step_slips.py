@@ -46,6 +46,7 @@ class Way:
     clips: str = "all together"
     clips_first: bool = False
     skips: bool = True
+    steps: bool = True
     clears: bool = True
     tells: str = "found_inf"
     tells_first: bool = False
@@ -88,7 +89,7 @@ def simulated(case: Case, way: Way) -> Outcome:
         new = [g / divisor for g in clipped]
         new = new if way.clips_first else _clipped(new, case.max_norm, way.clips)
         taken = not (found and way.skips)
-        if taken:
+        if taken and way.steps:
             weights = [w - RATE * g for w, g in zip(weights, new, strict=True)]
         left = [torch.zeros_like(w) for w in weights] if way.clears else new
         scale = after
@@ -123,6 +124,9 @@ def _clipped(gradients: list[Tensor], max_norm: float, how: str) -> list[Tensor]
 
     if how == "values":
         return [g.clamp(-max_norm, max_norm) for g in gradients]
+    if how == "largest":
+        largest = max(g.abs().max() for g in gradients)
+        return [g * (max_norm / (largest + 1e-6)).clamp(max=1.0) for g in gradients]
     if how == "each":
         return [g * factor([g]).clamp(max=1.0) for g in gradients]
     if how == "always":
@@ -145,10 +149,12 @@ def _slips() -> Iterator[tuple[str, str, Way]]:
     survive = "Small gradients became zero: the *loss* is multiplied by the scale before `backward`, not later."
     for divides_by in (0, 1, -1):
         yield "forgets-to-scale", survive, Way(scales=False, divides_by=divides_by)
+    yield "forgets-to-scale", survive, Way(scales=False, clips_first=True)
     norm = "Where the norm of all gradients together is above max_norm, all of them shrink by one factor."
     yield "never-clips", norm, Way(clips="nothing")
     yield "clips-each-tensor", norm, Way(clips="each")
     yield "clips-values", f"{norm} `clip_grad_value_` cuts single values.", Way(clips="values")
+    yield "clips-by-the-largest", f"{norm} The norm is Euclidean, not the largest value.", Way(clips="largest")
     yield "always-at-max-norm", "A norm below max_norm stays as it is: the factor is at most 1.", Way(clips="always")
 
 
@@ -168,6 +174,8 @@ def _slips_of_order() -> Iterator[tuple[str, str, Way]]:
     yield "hides-the-good-steps", told, Way(tells="bad steps only")
     inf = "A weight that takes in an inf or a NaN is lost: leave `optimizer.step()` out."
     yield "steps-on-inf", inf, Way(skips=False)
+    still = "No weight moved: is the step taken, and do the gradients still stand when it is?"
+    yield "never-steps", still, Way(steps=False)
     result = "Return True if the step was taken, and False if it was skipped."
     yield "returns-the-skip", result, Way(returns="found_inf")
     yield "returns-always-true", result, Way(returns="always")

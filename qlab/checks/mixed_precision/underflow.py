@@ -117,6 +117,8 @@ def _slips() -> Iterator[tuple[str, str, Rule]]:
     yield "divides-by-all", was_zero, lambda c: _share(c) * _counted(c).sum().item() / max(1, int(c.x.isfinite().sum()))
     finite = "Infinities and NaN are no gradients that could round to zero: count the finite values."
     yield "counts-non-finite", finite, lambda c: _share(c) * _counted(c).sum().item() / max(1, int((c.x != 0).sum()))
+    for strange in (Tensor.isnan, Tensor.isinf):
+        yield "counts-non-finite", finite, lambda c, strange=strange: _of_more(c, strange(c.x))
     yield "no-values-no-share", "Nothing was lost where nothing was: 0, not 0 / 0.", _or_nan
     subnormal = "From 2⁻¹⁴ down FP16 has subnormals, which lose bits but are not zero until 2⁻²⁵."
     yield "subnormals-are-zero", subnormal, lambda c: _share(c, 2.0**-14, strictly=True)
@@ -137,11 +139,18 @@ def _slips_of_scaling() -> Iterator[tuple[str, str, Rule]]:
     yield "forgets-the-sign", "Half of the gradients are negative: compare magnitudes.", _without_sign
     overflow = "What grows past 65504 becomes infinite, not zero: that is overflow, another count."
     yield "counts-overflow", overflow, lambda c: _share(c) + _overflown(c)
+    yield "leaves-out-overflow", overflow, lambda c: _of_more(c, _counted(c) & (c.scaled.abs() >= 65520), -1)
     yield "share-that-survives", "Asked for is the share that is lost.", lambda c: 1 - _share(c)
     yield "returns-a-count", "A share lies between 0 and 1.", lambda c: _share(c) * int(_counted(c).sum())
     yield "returns-percent", "A share lies between 0 and 1.", lambda c: 100 * _share(c)
     nothing = "Nothing is lost in your count: BF16, with the exponents of FP32, loses nothing. Ask `torch.float16`."
     yield "nothing-underflows", nothing, lambda c: _share(c, 2.0**-134)
+
+
+def _of_more(case: Case, others: Tensor, sign: int = 1) -> float:
+    """Return the share with other values counted below the line as well, or left out there."""
+    counted = int(_counted(case).sum())
+    return _share(case) * counted / max(1, counted + sign * int(others.sum()))
 
 
 def _or_nan(case: Case) -> float:

@@ -186,3 +186,34 @@ def returns_nothing(operations, tolerance):
 @BANK.crashes
 def crashes(operations, tolerance):
     return [name for name, function, inputs in operations if function(inputs.half()) <= tolerance]
+
+
+@BANK.wrong("keeps-the-result-wide")
+def rounds_the_inputs_alone(operations, tolerance):
+    names = []
+    for name, function, inputs in operations:
+        exact = function(*(x.double() for x in inputs))
+        error = (function(*(x.half().float() for x in inputs)) - exact).norm() / exact.norm()
+        if error <= tolerance:
+            names.append(name)
+    return names
+
+
+def in_norm(operations, tolerance, order):
+    names = []
+    for name, function, inputs in operations:
+        exact = function(*(x.double() for x in inputs)).flatten()
+        error = function(*(x.half() for x in inputs)).flatten().double() - exact
+        if error.norm(order) / exact.norm(order) <= tolerance:
+            names.append(name)
+    return names
+
+
+@BANK.wrong("another-norm")
+def by_the_largest_value(operations, tolerance):
+    return in_norm(operations, tolerance, float("inf"))
+
+
+@BANK.wrong("another-norm")
+def by_the_sum_of_magnitudes(operations, tolerance):
+    return in_norm(operations, tolerance, 1)

@@ -157,7 +157,7 @@ def never_clears(loss, parameters, optimizer, scaler, max_norm):
     scaler.update()
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("never-steps")
 def never_steps(loss, parameters, optimizer, scaler, max_norm):
     optimizer.zero_grad()
     scaler.scale(loss).backward()
@@ -181,5 +181,33 @@ def unscales_and_unscales(loss, parameters, optimizer, scaler, max_norm):
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("clips-by-the-largest")
+def clips_by_the_largest(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type=float("inf"))
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("never-steps")
+def clears_after_backward(loss, parameters, optimizer, scaler, max_norm):
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    optimizer.zero_grad()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@BANK.wrong("forgets-to-scale")
+def forgets_to_scale_and_clips_first(loss, parameters, optimizer, scaler, max_norm):
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     scaler.step(optimizer)
     scaler.update()

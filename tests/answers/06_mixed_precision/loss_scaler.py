@@ -192,6 +192,29 @@ def wrong(misconception):
     return keep
 
 
+@wrong("step-updates-too")
+class StepUpdatesToo(Base):
+    def step(self, optimizer, found_inf):
+        stepped = super().step(optimizer, found_inf)
+        self.update(found_inf)
+        return stepped
+
+
+@wrong("wrong-value")
+class CountsDownAfterASkip(Base):
+    def update(self, found_inf):
+        if found_inf:
+            self.scale, self.good_steps = self.scale * self.backoff_factor, self.good_steps - 1
+        else:
+            super().update(found_inf)
+
+
+@wrong("loses-the-count")
+class LoadsTheScaleAlone(Base):
+    def load_state_dict(self, state):
+        self.scale, self.good_steps = state["scale"], 0
+
+
 @wrong("never-shrinks")
 class NeverShrinks(Base):
     def update(self, found_inf):

@@ -55,9 +55,17 @@ class InPlaceGradients(Base):
 
     def take_gradients(self):
         for weight, copy in zip(self.weights, self.parameters, strict=True):
-            copy.grad.zero_()
-            if weight.grad is not None:
-                copy.grad.add_(weight.grad)
+            if weight.grad is None:
+                copy.grad = None
+                continue
+            copy.grad = torch.empty_like(copy) if copy.grad is None else copy.grad
+            copy.grad.copy_(weight.grad)
+
+
+class InAParameterList(Base):
+    def __init__(self, weights):
+        self.weights = weights
+        self.parameters = nn.ParameterList([nn.Parameter(w.data.float()) for w in weights])
 
 
 class InAModule(nn.Module):
@@ -86,7 +94,7 @@ class WithoutGradients(Base):
         self.parameters = [torch.tensor(w.tolist(), dtype=torch.float32) for w in self.weights]
 
 
-for right in (Base, ThroughData, ClearsTheGradients, InPlaceGradients, InAModule, WithoutGradients):
+for right in (Base, ThroughData, ClearsTheGradients, InPlaceGradients, InAParameterList, InAModule, WithoutGradients):
     BANK.add(right.__name__, right)
 
 
@@ -161,6 +169,39 @@ class SkipsNone(Base):
         for weight, copy in zip(self.weights, self.parameters, strict=True):
             if weight.grad is not None:
                 copy.grad = weight.grad.float()
+
+
+@wrong("zeros-for-none")
+class ZerosForNone(Base):
+    def take_gradients(self):
+        for weight, copy in zip(self.weights, self.parameters, strict=True):
+            copy.grad = torch.zeros_like(copy) if weight.grad is None else weight.grad.float()
+
+
+@wrong("forgets-to-write-back")
+class ReplacesTheWeights(Base):
+    def __init__(self, weights):
+        super().__init__(weights)
+        self.weights = weights
+
+    def write_back(self):
+        for number, copy in enumerate(self.parameters):
+            self.weights[number] = nn.Parameter(copy.detach().half())
+
+
+@wrong("freezes-the-weights")
+class FreezesTheWeights(Base):
+    def write_back(self):
+        for weight, copy in zip(self.weights, self.parameters, strict=True):
+            weight.requires_grad_(False).copy_(copy.detach())
+
+
+@wrong("wrong-value")
+class RoundsThroughBF16(Base):
+    def write_back(self):
+        with torch.no_grad():
+            for weight, copy in zip(self.weights, self.parameters, strict=True):
+                weight.copy_(copy.bfloat16())
 
 
 @wrong("forgets-to-write-back")

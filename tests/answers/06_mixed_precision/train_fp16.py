@@ -101,6 +101,22 @@ def masters_in_double(loss_of, weights, steps, learning_rate):
     return weights
 
 
+@BANK.right
+def in_a_parameter_list(*args):
+    return torch.nn.ParameterList(by_gradscaler_itself(*args))
+
+
+def by_gradscaler_itself(loss_of, weights, steps, learning_rate, optimizer_of=torch.optim.SGD):
+    weights = [torch.nn.Parameter(w) for w in weights]
+    optimizer, scaler = optimizer_of(weights, lr=learning_rate), torch.amp.GradScaler("cpu")
+    for _ in range(steps):
+        optimizer.zero_grad()
+        scaler.scale(loss_of(weights)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return weights
+
+
 def trained(loss_of, weights, steps, learning_rate, **changed):
     scale, unscales = changed.get("scale", 65536.0), changed.get("unscales", True)
     shrinks, skips = changed.get("shrinks", True), changed.get("skips", True)
@@ -153,9 +169,30 @@ def forgets_to_unscale(*args):
     return trained(*args, unscales=False)
 
 
-@BANK.wrong("forgets-to-unscale")
+@BANK.wrong("climbs")
 def climbs(loss_of, weights, steps, learning_rate):
     return trained(loss_of, weights, steps, -learning_rate)
+
+
+@BANK.wrong("other-steps")
+def by_adam(*args):
+    return by_gradscaler_itself(*args, torch.optim.Adam)
+
+
+@BANK.wrong("updates-the-fp16-copy")
+def returns_the_last_rounding(*args):
+    return [w.half() for w in as_the_solution(*args)]
+
+
+@BANK.wrong("never-shrinks")
+def never_clears(loss_of, weights, steps, learning_rate):
+    weights = [torch.nn.Parameter(w) for w in weights]
+    optimizer, scaler = torch.optim.SGD(weights, lr=learning_rate), torch.amp.GradScaler("cpu")
+    for _ in range(steps):
+        scaler.scale(loss_of(weights)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    return weights
 
 
 @BANK.wrong("too-much-lost")

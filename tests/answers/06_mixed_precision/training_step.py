@@ -344,3 +344,34 @@ def divides_none(loss, parameters, optimizer, scaler, max_norm):
     optimizer.zero_grad()
     scaler.update(found_inf)
     return not found_inf
+
+
+def usual(loss, parameters, optimizer, scaler, max_norm, **changed):
+    (loss * scaler.scale).backward()
+    for p in parameters:
+        if p.grad is None and changed.get("ends"):
+            break
+        if p.grad is not None:
+            p.grad /= scaler.scale
+    found_inf = not all(p.grad.isfinite().all() for p in with_gradients(parameters))
+    torch.nn.utils.clip_grad_norm_(parameters, max_norm, changed.get("order", 2.0))
+    if not found_inf and changed.get("steps", True):
+        optimizer.step()
+    optimizer.zero_grad()
+    scaler.update(found_inf)
+    return not found_inf
+
+
+@BANK.wrong("wrong-value")
+def ends_the_loop_where_a_gradient_is_missing(*args):
+    return usual(*args, ends=True)
+
+
+@BANK.wrong("clips-by-the-largest")
+def clips_by_the_largest(*args):
+    return usual(*args, order=float("inf"))
+
+
+@BANK.wrong("never-steps")
+def leaves_the_step_out(*args):
+    return usual(*args, steps=False)

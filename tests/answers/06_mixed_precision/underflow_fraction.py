@@ -170,3 +170,27 @@ def returns_nothing(x, scale=1.0):
 @BANK.crashes
 def crashes(x, scale=1.0):
     return torch.finfo(torch.float16).smallest_subnormal / x.shape[7]
+
+
+def kept_values(x):
+    return x[(x != 0) & x.isfinite()]
+
+
+@BANK.right
+def by_numpy_in_double(x, scale=1.0):
+    kept = kept_values(x).double().numpy() * scale
+    with np.errstate(over="ignore", under="ignore"):
+        return np.mean(kept.astype(np.float16) == 0) if kept.size else 0
+
+
+@BANK.wrong("leaves-out-overflow")
+def finite_after_the_cast(x, scale=1.0):
+    narrow = (x * scale).half()
+    kept = (x != 0) & narrow.isfinite()
+    return (narrow[kept] == 0).double().mean().item() if kept.any() else 0.0
+
+
+@BANK.wrong("counts-non-finite")
+def counts_nan(x, scale=1.0):
+    kept = x[(x != 0) & ~x.isinf()]
+    return ((kept * scale).half() == 0).double().mean().item() if kept.numel() else 0.0

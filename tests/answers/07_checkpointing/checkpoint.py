@@ -452,3 +452,25 @@ def forgets_to_turn_autograd_on(f, *args):
             return torch.autograd.grad(f(*copies), [a for a in copies if a.requires_grad], grad)
 
     return Function.apply(*args)
+
+
+class OnTheArgumentsThemselves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, f, *args):
+        ctx.f, ctx.state = f, torch.get_rng_state()
+        ctx.save_for_backward(*args)
+        return f(*args)
+
+    @staticmethod
+    def backward(ctx, grad):
+        args = ctx.saved_tensors
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            torch.set_rng_state(ctx.state)
+            result = ctx.f(*args)
+        found = iter(torch.autograd.grad(result, [a for a in args if a.requires_grad], grad))
+        return None, *(next(found) if a.requires_grad else None for a in args)
+
+
+@BANK.wrong("reaches-past-the-arguments")
+def without_detaching(f, *args):
+    return OnTheArgumentsThemselves.apply(f, *args)

@@ -188,3 +188,20 @@ def returns_nothing(layers, boundary, inside, budget):
 def counts_from_zero(layers, boundary, inside, budget):
     layer = boundary + inside
     return next(s for s in range(layers) if right(layers, boundary, layer, s) <= budget)
+
+
+@BANK.wrong("never-each-layer-alone")
+def stops_one_short(layers, boundary, inside, budget):
+    layer = boundary + inside
+    if layers * layer <= budget:
+        return 0
+    numbers = range(1, layers)
+    return next((s for s in numbers if (s - 1) * boundary + -(-layers // s) * layer <= budget), None)
+
+
+@BANK.wrong("forgets-boundaries")
+def without_the_boundaries_of_all(layers, boundary, inside, budget):
+    if layers * inside <= budget:
+        return 0
+    numbers = range(1, layers + 1)
+    return next((s for s in numbers if (s - 1) * boundary + -(-layers // s) * (boundary + inside) <= budget), None)

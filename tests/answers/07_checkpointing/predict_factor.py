@@ -147,3 +147,10 @@ def returns_nothing(config, lengths):
 @BANK.crashes
 def sums_a_number(config, lengths):
     return sum(config.layers) / max(lengths)
+
+
+@BANK.wrong("wrong-value")
+def with_three_ffn_widths(config, lengths):
+    layer, around = 10 * config.width + 3 * config.ffn_width, 3 * config.width + config.vocabulary
+    replays = [place * config.width + length * layer for place, length in enumerate(lengths)]
+    return (config.layers * layer + around) / max(len(lengths) * config.width + around, *replays)

@@ -205,3 +205,31 @@ def pops_what_is_not_there(schedule, boundary, inside):
         elif kind == "backward":
             held.pop(layer)
     return 0, 0
+
+
+def peak_of(schedule, boundary, inside, *, frees_when_run=False):
+    kept, insides, peak = set(), set(), 0
+    for kind, layer, keep in schedule:
+        if kind == "backward" or (frees_when_run and kind == "run" and not keep):
+            kept.discard(layer)
+            insides.discard(layer)
+        elif kind == "record" or keep:
+            kept.add(layer)
+        if kind == "record":
+            insides.add(layer)
+        peak = max(peak, len(kept) * boundary + len(insides) * inside)
+    return peak
+
+
+def runs_again(schedule):
+    return sum(kind != "backward" for kind, _, _ in schedule) - len({layer for _, layer, _ in schedule})
+
+
+@BANK.wrong("adds-two-peaks")
+def with_a_peak_for_each_kind(schedule, boundary, inside):
+    return peak_of(schedule, boundary, 0) + peak_of(schedule, 0, inside), runs_again(schedule)
+
+
+@BANK.wrong("wrong-value")
+def a_run_without_keep_frees(schedule, boundary, inside):
+    return peak_of(schedule, boundary, inside, frees_when_run=True), runs_again(schedule)

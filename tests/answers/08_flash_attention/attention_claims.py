@@ -121,6 +121,7 @@ wrong(
 )
 wrong("not-relative", "absolute", of_error=of(lambda o, e: rms(o - e)))
 wrong("forgets-the-root", "mean_square", of_error=of(lambda o, e: (o - e).square().mean() / e.square().mean()))
+wrong("forgets-the-root", "root_above_only", of_error=of(lambda o, e: rms(o - e) / e.square().mean()))
 wrong("maximum-for-rms", "largest", of_error=of(lambda o, e: (o - e).abs().max() / e.abs().max()))
 wrong("mean-for-rms", "mean", of_error=of(lambda o, e: (o - e).abs().mean() / e.abs().mean()))
 wrong("errors-cancel", "signed", of_error=of(lambda o, e: (o - e).mean()))

@@ -234,6 +234,20 @@ def returns_the_output_only(a, b):
     return output / total.clamp(min=1e-30)[:, None]
 
 
+@BANK.wrong("exponentiates-the-maxima")
+def by_exponentials_of_the_maxima(a, b):
+    maximum = torch.maximum(a[0], b[0])
+    of_a, of_b, new = a[0].exp(), b[0].exp(), maximum.masked_fill(maximum == -torch.inf, 0).exp()
+    output = (of_a[:, None] * a[2] + of_b[:, None] * b[2]) / new[:, None]
+    return maximum, (of_a * a[1] + of_b * b[1]) / new, output
+
+
+@BANK.wrong("keeps-one-maximum")
+def believes_the_new_side_is_larger(a, b):
+    factor = (a[0] - b[0]).exp()
+    return b[0], factor * a[1] + b[1], factor[:, None] * a[2] + b[2]
+
+
 @BANK.wrong("returns-nothing")
 def forgets_to_return(a, b):
     joined(a, b, *factors(a, b))

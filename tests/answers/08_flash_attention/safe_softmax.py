@@ -5,9 +5,11 @@ import math
 import numpy as np
 import torch
 
+from qlab import attention
 from tests.answers.bank import Bank
 
 BANK = Bank("safe-softmax")
+BANK.add("qlabs_own", attention.safe_softmax)
 
 
 @BANK.right
@@ -77,6 +79,24 @@ def in_place_on_what_was_given(scores):
     top = scores.amax(-1, keepdim=True)
     scores.sub_(torch.where(top == -torch.inf, torch.zeros_like(top), top)).exp_()
     return scores.div_(scores.sum(-1, keepdim=True).clamp_(min=1e-30))
+
+
+@BANK.right
+def key_by_key(scores):
+    flat = scores.float().reshape(-1, scores.shape[-1])
+    maximum, total = torch.full((len(flat),), -math.inf), torch.zeros(len(flat))
+    for column in flat.unbind(1):
+        new = torch.maximum(maximum, column)
+        pivot = torch.where(new == -math.inf, 0.0, new)
+        total = total * (maximum - pivot).exp() + (column - pivot).exp()
+        maximum = new
+    pivot = torch.where(maximum == -math.inf, 0.0, maximum)
+    return ((flat - pivot[:, None]).exp() / total.clamp(min=1e-38)[:, None]).reshape(scores.shape)
+
+
+@BANK.right
+def not_contiguous(scores):
+    return torch.softmax(scores.float(), -1).nan_to_num().unsqueeze(-1).expand(*scores.shape, 2)[..., 0]
 
 
 @BANK.wrong("no-maximum")
@@ -181,6 +201,30 @@ def the_mean(scores):
     scores = scores.float()
     weights = (scores - scores.mean(-1, keepdim=True)).exp()
     return weights / weights.sum(-1, keepdim=True)
+
+
+@BANK.wrong("subtracts-the-mean")
+def the_mean_of_what_is_seen(scores):
+    scores = scores.float()
+    weights = (scores - scores.masked_fill(scores == -torch.inf, 0).mean(-1, keepdim=True)).exp()
+    total = weights.sum(-1, keepdim=True)
+    return weights / total.masked_fill(total == 0, 1)
+
+
+@BANK.wrong("subtracts-the-minimum")
+def the_minimum_and_zeros_for_nan(scores):
+    scores = scores.float()
+    least = scores.amin(-1, keepdim=True)
+    weights = (scores - least.masked_fill(least == -torch.inf, 0)).exp()
+    total = weights.sum(-1, keepdim=True)
+    return (weights / total.masked_fill(total == 0, 1)).nan_to_num()
+
+
+@BANK.wrong("one-sum-for-all-rows")
+def the_sum_of_everything(scores):
+    top = scores.float().amax(-1, keepdim=True)
+    weights = (scores.float() - top.masked_fill(top == -torch.inf, 0)).exp()
+    return weights / weights.sum()
 
 
 @BANK.wrong("wrong-value")

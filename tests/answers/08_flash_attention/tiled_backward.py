@@ -286,6 +286,73 @@ def gradients_in_another_order(saved, grad_output, is_causal, blocks):
     return dv, dk, dq
 
 
+@BANK.right
+def first_dq_then_dk_and_dv(saved, grad_output, is_causal, blocks):
+    q, k, v, output, log_sum_exp = saved
+    delta = torch.einsum("rw,rw->r", grad_output, output)[:, None]
+
+    def tile(rows, columns):
+        scores = (q[rows] @ k[columns].t()).mul_(q.shape[1] ** -0.5)
+        if is_causal:
+            scores[torch.arange(*columns.indices(len(k))) > torch.arange(*rows.indices(len(q)))[:, None]] = -torch.inf
+        p = scores.sub_(log_sum_exp[rows, None]).exp_()
+        return p, p * (grad_output[rows] @ v[columns].T - delta[rows]) * q.shape[1] ** -0.5
+
+    by_rows = [slice(r, r + blocks[0]) for r in range(0, len(q), blocks[0])]
+    by_columns = [slice(c, c + blocks[1]) for c in range(0, len(k), blocks[1])]
+    dq = torch.cat([sum(tile(rows, columns)[1] @ k[columns] for columns in by_columns) for rows in by_rows])
+    dk = torch.cat([sum(tile(rows, columns)[1].T @ q[rows] for rows in by_rows) for columns in by_columns])
+    dv = [sum(tile(rows, columns)[0].T @ grad_output[rows] for rows in by_rows) for columns in by_columns]
+    return [dq, dk, torch.cat(dv).T.contiguous().T]
+
+
+def plainly(args, *, hidden=-torch.inf, row_sum="row"):
+    (q, k, v, output, log_sum_exp), grad_output, is_causal, blocks = args
+    delta = (grad_output * output).sum(1, keepdim=True)
+    delta = delta.sum().expand_as(delta) if row_sum == "all" else delta
+    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for r in range(0, len(q), blocks[0]):
+        for c in range(0, len(k), blocks[1]):
+            rows, columns = slice(r, r + blocks[0]), slice(c, c + blocks[1])
+            scores = q[rows] @ k[columns].T / math.sqrt(q.shape[1])
+            if is_causal:
+                later = torch.arange(c, c + scores.shape[1]) > torch.arange(r, r + len(scores))[:, None]
+                scores = scores.masked_fill(later, hidden)
+            p = (scores - log_sum_exp[rows, None]).exp()
+            of_p = grad_output[rows] @ v[columns].T
+            ds = p * (of_p - ((p * of_p).sum(1, keepdim=True) if row_sum == "tile" else delta[rows]))
+            dq[rows] += ds @ k[columns] / math.sqrt(q.shape[1])
+            dk[columns] += ds.T @ q[rows] / math.sqrt(q.shape[1])
+            dv[columns] += p.T @ grad_output[rows]
+    return dq, dk, dv
+
+
+@BANK.right
+def hides_by_a_huge_number(*args):
+    return plainly(args, hidden=-1e30)
+
+
+@BANK.wrong("overflows")
+def hides_by_minus_a_hundred(*args):
+    return plainly(args, hidden=-100.0)
+
+
+@BANK.wrong("one-row-sum-for-all")
+def forgets_the_axis_of_the_sum(*args):
+    return plainly(args, row_sum="all")
+
+
+@BANK.wrong("row-sum-of-one-tile")
+def sums_over_the_tile(*args):
+    return plainly(args, row_sum="tile")
+
+
+@BANK.wrong("gradients-in-another-order")
+def of_v_before_k(*args):
+    dq, dk, dv = plainly(args)
+    return dq, dv, dk
+
+
 @BANK.wrong("returns-nothing")
 def forgets_to_return(*args):
     walk(args, Flaw())

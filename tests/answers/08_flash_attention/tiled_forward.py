@@ -409,6 +409,74 @@ def the_largest_value(q, k, v, is_causal, blocks):
     return v[(q @ k.T).argmax(1)], (q @ k.T).amax(1)
 
 
+def plainly(args, *, start=-torch.inf, hidden=-torch.inf, loose=0, early=False):
+    (q, k, v, is_causal, blocks), outputs, sums = args, [], []
+    for r in range(0, len(q), blocks[0]):
+        rows = q[r : r + blocks[0]]
+        maximum, total = torch.full((len(rows), 1), start), torch.zeros(len(rows), 1)
+        output = torch.zeros(len(rows), v.shape[1])
+        for c in range(0, len(k), blocks[1]):
+            scores = rows @ k[c : c + blocks[1]].T / math.sqrt(q.shape[1])
+            if is_causal:
+                later = torch.arange(c, c + scores.shape[1]) > torch.arange(r, r + len(rows))[:, None] + loose
+                scores = scores.masked_fill(later, hidden)
+            new = torch.maximum(maximum, scores.amax(1, keepdim=True))
+            pivot = new.masked_fill(new == -torch.inf, 0)
+            weights, factor = (scores - pivot).exp(), (maximum - pivot).exp()
+            total = factor * total + weights.sum(1, keepdim=True)
+            output = factor * output + weights @ v[c : c + blocks[1]]
+            output, maximum = (output / total if early else output), new
+        outputs.append(output if early else output / total)
+        sums.append((maximum + total.log())[:, 0])
+    return torch.cat(outputs), torch.cat(sums)
+
+
+@BANK.right
+def hides_by_a_huge_number(*args):
+    output, log_sum_exp = plainly(args, start=-1e30, hidden=-1e30)
+    return [output.T.contiguous().T, log_sum_exp[:, None]]
+
+
+@BANK.right
+def blocks_of_keys_outside(q, k, v, is_causal, blocks):
+    maximum, total = torch.full((len(q), 1), -torch.inf), torch.zeros(len(q), 1)
+    output = torch.zeros(len(q), v.shape[1])
+    for c in range(0, len(k), blocks[1]):
+        for r in range(0, len(q), blocks[0]):
+            at = slice(r, r + blocks[0])
+            scores = q[at] @ k[c : c + blocks[1]].T / math.sqrt(q.shape[1])
+            if is_causal:
+                later = torch.arange(c, c + scores.shape[1]) > torch.arange(r, r + len(scores))[:, None]
+                scores = scores.masked_fill(later, -torch.inf)
+            new = torch.maximum(maximum[at], scores.amax(1, keepdim=True))
+            pivot = new.masked_fill(new == -torch.inf, 0)
+            weights, factor = (scores - pivot).exp(), (maximum[at] - pivot).exp()
+            total[at] = factor * total[at] + weights.sum(1, keepdim=True)
+            output[at] = factor * output[at] + weights @ v[c : c + blocks[1]]
+            maximum[at] = new
+    return output / total, (maximum + total.log())[:, 0]
+
+
+@BANK.wrong("masks-with-a-number")
+def hides_by_minus_a_hundred(*args):
+    return plainly(args, hidden=-100.0)
+
+
+@BANK.wrong("maximum-starts-too-high")
+def starts_at_zero(*args):
+    return plainly(args, start=0.0)
+
+
+@BANK.wrong("divides-too-early")
+def divides_after_each_tile(*args):
+    return plainly(args, early=True)
+
+
+@BANK.wrong("hides-the-diagonal")
+def hides_its_own_key(*args):
+    return plainly(args, loose=-1)
+
+
 @BANK.wrong("returns-nothing")
 def forgets_to_return(*args):
     walk(args, Flaw())
