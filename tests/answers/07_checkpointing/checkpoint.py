@@ -75,7 +75,8 @@ def with_the_state_among_the_saved_tensors(f, *args):
 
         @staticmethod
         def backward(ctx, grad):
-            state, *args = ctx.saved_tensors
+            state, *saved = ctx.saved_tensors
+            args = [arg.detach().requires_grad_(arg.requires_grad) for arg in saved]
             with torch.random.fork_rng(), torch.enable_grad():
                 torch.set_rng_state(state)
                 result = f(*args)
