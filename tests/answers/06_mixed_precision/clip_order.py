@@ -1,4 +1,4 @@
-"""Answers to the exercise clip-order: steps with torch's own GradScaler."""
+"""Answers to `clip_order`: steps with torch's own GradScaler."""
 
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_

@@ -1,4 +1,4 @@
-"""Answers to the exercise loss-scaler: classes, each made from four settings."""
+"""Answers to `loss_scaler`: classes, each made from four settings."""
 
 import copy
 from collections import deque

@@ -1,4 +1,4 @@
-"""Answers to the exercise master-weights: classes, each made from FP16 parameters."""
+"""Answers to `master_weights`: classes, each made from FP16 parameters."""
 
 import torch
 from torch import nn

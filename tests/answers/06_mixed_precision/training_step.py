@@ -1,4 +1,4 @@
-"""Answers to the exercise training-step."""
+"""Answers to `training_step`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Answers to `accumulation_step`."""
+"""Answers to `accumulation_step`, exercise `accumulation_loop`."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Answers to `predict_factor`."""
+"""Answers to `predict_factor`, exercise `measured_factor`."""
 
 import numpy as np
 import torch

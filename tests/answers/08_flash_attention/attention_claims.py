@@ -1,4 +1,4 @@
-"""Answers to `attention_flops` and `relative_error`."""
+"""Answers to `attention_flops` and `relative_error`, exercise `attention_claims`."""
 
 import math
 

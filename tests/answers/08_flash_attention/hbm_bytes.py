@@ -1,4 +1,4 @@
-"""Answers to `standard_bytes` and `flash_bytes`."""
+"""Answers to `standard_bytes` and `flash_bytes`, exercise `hbm_bytes`."""
 
 import math
 

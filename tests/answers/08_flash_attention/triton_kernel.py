@@ -1,4 +1,4 @@
-"""Answers to `triton_forward`."""
+"""Answers to `triton_forward`, exercise `triton_kernel`."""
 # ruff: noqa: PLR0912, PLR0913, PLR0915, PLR0917 - one kernel with many places to go wrong, and what it works on
 
 import torch
