@@ -1,6 +1,6 @@
 """Narrow arithmetic on a machine that has none: every operation in FP32, its inputs and its result rounded.
 
-A CPU multiplies FP16 some sixty times slower than FP32. A tensor core multiplies narrow inputs, adds up in FP32 and
+A CPU may multiply FP16 a hundred times slower than FP32. A tensor core multiplies narrow inputs, adds up in FP32 and
 rounds the result once, and that is what is imitated here, in the forward and in the backward pass.
 """
 
