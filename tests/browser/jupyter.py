@@ -91,13 +91,14 @@ class NotebookPage:
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(self.ids.index(cell_id))
 
     def run_all(self) -> None:
-        """Run every cell; while the kernel is still starting JupyterLab may ignore the first click."""
+        """Run every cell; while the kernel is still starting JupyterLab may ignore a click, or drop what it began."""
         prompts = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell .jp-InputPrompt")
         for _ in range(ATTEMPTS):
             self.page.get_by_role("menuitem", name="Run", exact=True).click()
             self.page.get_by_text("Run All Cells", exact=True).click()
             with contextlib.suppress(AssertionError):
                 expect(prompts.first).to_have_text(re.compile(r"\[[\d*]+\]:"), timeout=4_000)
+                expect(prompts.first).to_have_text(re.compile(r"\[\d+\]:"), timeout=30_000)  # a star may be taken back
                 break
         expect(prompts.last).to_have_text(re.compile(r"\[\d+\]:"), timeout=RUN_SECONDS * 1000)
 
