@@ -34,7 +34,6 @@ def require_near(
             if bool(((flat - expected).abs() <= allowed).all()):
                 continue
             room = rounding * flat[flat.isfinite()].abs().amax() if flat.isfinite().any() else 0.0
-            fitted = torch.where((got - flat).abs() <= room, got, flat)
-            yield Suspect(misconception, thought, torch.where(flat.isinf() & got.isfinite(), torch.nan, fitted))
+            yield Suspect(misconception, thought, torch.where((got - flat).abs() <= room, got, flat))
 
     require_within(got, expected, allowed, given=given, suspects=suspects)
