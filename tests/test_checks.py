@@ -247,3 +247,8 @@ def test_complex_numbers_are_refused_without_a_warning():
     for value in (complex(3, 1), torch.tensor([1 + 1j]), np.array([1j])):
         verdict = check_add_one(lambda x, value=value: value)
         assert verdict.misconception == "returns-wrong-type" and verdict.said == ""
+
+
+def test_words_between_asterisks_are_stressed_and_products_are_not():
+    assert verdict_html._code("the largest *of the row* first") == "the largest <em>of the row</em> first"
+    assert verdict_html._code("`2 *a* 3` and 2*n*d, a * b * c") == "<code>2 *a* 3</code> and 2*n*d, a * b * c"

@@ -1,5 +1,6 @@
 """How a verdict looks: plain HTML that reads in light and dark themes and never speaks by color alone."""
 
+import re
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ HEADLINES = {
     "crashed": "your code stopped with an error",
     "empty": "not answered yet",
 }
+STRESSED = re.compile(r"(?<![\w*)])\*([A-Za-z][A-Za-z ]*[A-Za-z])\*(?![\w*(])")  # words, never a product
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ def _folded(title: str, body: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Escape a text and set what stands between backticks as code."""
+    """Escape a text, set what stands between backticks as code, and words between asterisks as stressed."""
     pieces = escape(text).split("`")
-    return "".join(f"<code>{p}</code>" if i % 2 and i < len(pieces) - 1 else p for i, p in enumerate(pieces))
+    return "".join(
+        f"<code>{p}</code>" if i % 2 and i < len(pieces) - 1 else STRESSED.sub(r"<em>\1</em>", p)
+        for i, p in enumerate(pieces)
+    )
