@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ expect.set_options(timeout=30_000)
 START_SECONDS = 60
 RUN_SECONDS = 240
 ATTEMPTS = 5
+TAKEN_MS = 10_000
+SETTLED_MS = 500
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class NotebookPage:
         self.page = page
         page.goto(f"{server.address}/lab/tree/{path}?reset")
         page.wait_for_selector(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell", timeout=START_SECONDS * 1000)
+        _wait_until_connected(server, path)
         page.wait_for_selector(".jp-Notebook-ExecutionIndicator[data-status=idle]", timeout=START_SECONDS * 1000)
         cells = json.loads((server.course / path).read_text(encoding="utf-8"))["cells"]
         self.ids = [cell["id"] for cell in cells]
@@ -91,24 +94,25 @@ class NotebookPage:
         return self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-Cell").nth(self.ids.index(cell_id))
 
     def run_all(self) -> None:
-        """Run every cell; while the kernel is still starting JupyterLab may ignore a click, or drop what it began."""
+        """Run every cell, and wait until the last one's prompt shows its number."""
         prompts = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell .jp-InputPrompt")
-        for _ in range(ATTEMPTS):
+
+        def begin() -> None:
             self.page.get_by_role("menuitem", name="Run", exact=True).click()
             self.page.get_by_text("Run All Cells", exact=True).click()
-            with contextlib.suppress(AssertionError):
-                expect(prompts.first).to_have_text(re.compile(r"\[[\d*]+\]:"), timeout=4_000)
-                expect(prompts.first).to_have_text(re.compile(r"\[\d+\]:"), timeout=30_000)  # a star may be taken back
-                break
+
+        _insist(begin, prompts.first, prompts.first.inner_text())
         expect(prompts.last).to_have_text(re.compile(r"\[\d+\]:"), timeout=RUN_SECONDS * 1000)
 
     def run(self, cell_id: str) -> None:
         """Run one cell, and wait until its prompt shows the number of this run."""
         prompt = self.cell(cell_id).locator(".jp-InputPrompt")
-        before = prompt.inner_text()
-        self.cell(cell_id).locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
-        expect(prompt).not_to_have_text(before, timeout=RUN_SECONDS * 1000)
+
+        def begin() -> None:
+            self.cell(cell_id).locator(".cm-content").click()
+            self.page.keyboard.press("Control+Enter")
+
+        _insist(begin, prompt, prompt.inner_text())
         expect(prompt).to_have_text(re.compile(r"\[\d+\]:"), timeout=RUN_SECONDS * 1000)
 
     def expect_no_error(self) -> None:
@@ -136,6 +140,30 @@ class NotebookPage:
         self.cell(cell_id).locator(".cm-content").click()
         self.page.keyboard.press("Control+a")
         self.page.keyboard.insert_text(source)
+
+
+def _insist(begin: Callable[[], None], prompt: Locator, before: str) -> None:
+    """Begin a run until a prompt shows it: JupyterLab silently drops what it sends before the kernel is ready."""
+    for _ in range(ATTEMPTS):
+        begin()
+        with contextlib.suppress(AssertionError):
+            expect(prompt).not_to_have_text(before, timeout=TAKEN_MS)
+            prompt.page.wait_for_timeout(SETTLED_MS)  # a star that a dropped run leaves is taken back at once
+            expect(prompt).not_to_have_text(before, timeout=1)
+            return
+    raise AssertionError(f"JupyterLab took none of {ATTEMPTS} runs: the prompt still reads {before!r}")
+
+
+def _wait_until_connected(server: Server, path: str) -> None:
+    """Wait until the notebook at `path` has a kernel that is idle and that its page listens to."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{server.address}/api/sessions", timeout=10) as answer:
+            kernels = [session["kernel"] for session in json.load(answer) if session["path"] == path]
+        if any(kernel["connections"] and kernel["execution_state"] == "idle" for kernel in kernels):
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"no kernel for {path} within {START_SECONDS} s")
 
 
 def _settings(folder: Path, theme: str) -> Path:
