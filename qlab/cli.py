@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qlab import bill, config, course, memory
 from qlab.bootstrap import port_is_free
+from qlab.finetune import command as finetune
 from qlab.labs import build, copies
 from qlab.labs.build import CannotBuild
 from qlab.labs.execute import ExerciseResult, check_notebook, labs_under
@@ -57,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     refresh = command("refresh", _refresh, "carry your answers over into the lab of today, keeping the old copy")
     refresh.add_argument("topic", help="the topic, such as 01")
     _add_bill_options(command("bill", _bill, "predict the memory of a training step; status 1 if it does not fit"))
+    finetune.add_options(command("finetune", finetune.run, "fine-tune a Hugging Face model under a byte budget"))
     return parser
 
 

@@ -11,7 +11,19 @@ import qlab
 
 PACKAGE = Path(qlab.__file__).parent
 FLOORS = {
-    0: {"bootstrap", "config", "corpus", "course", "energy", "formats", "measure", "packing", "roofline", "summation"},
+    0: {
+        "bootstrap",
+        "config",
+        "corpus",
+        "course",
+        "digits",
+        "energy",
+        "formats",
+        "measure",
+        "packing",
+        "roofline",
+        "summation",
+    },
     1: {
         "activations",
         "allocator",
@@ -25,15 +37,40 @@ FLOORS = {
         "model",
         "quantize",
     },
-    2: {"budget", "calibrate", "codebooks", "quantized_products", "scoring"},
-    3: {"bill", "damage", "outliers", "precision_runs", "precision_timing", "qat", "train_course_model"},
-    4: {"checks", "deploy", "plots"},
-    5: {"doctor", "labs", "page", "widgets"},
+    2: {
+        "budget",
+        "calibrate",
+        "codebooks",
+        "codebooks_triton",
+        "distill",
+        "optimizers_triton",
+        "quantized_products",
+        "scoring",
+        "soups",
+        "sparsity",
+    },
+    3: {
+        "bill",
+        "damage",
+        "lora",
+        "optimizers",
+        "outliers",
+        "precision_runs",
+        "precision_timing",
+        "qat",
+        "train_course_model",
+    },
+    4: {"adapter_runs", "checks", "deploy", "optimizer_runs", "plots", "smaller_runs"},
+    5: {"doctor", "finetune", "labs", "page", "widgets"},
     6: {"cli", "ledger"},
     7: {"__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
-ROOMS_OF_THEIR_OWN = {"attention_triton": "triton"}  # the only rooms of the lower floors that may import such a library
+ROOMS_OF_THEIR_OWN = {  # the only rooms of the lower floors that may import such a library
+    "attention_triton": "triton",
+    "codebooks_triton": "triton",
+    "optimizers_triton": "triton",
+}
 LIGHT = sorted(module for floor in range(4) for module in FLOORS[floor] - ROOMS_OF_THEIR_OWN.keys())
 NOT_BELOW_FLOOR_4 = (
     "matplotlib",
@@ -44,7 +81,10 @@ NOT_BELOW_FLOOR_4 = (
     "torchao",
     "onnx",
     "onnxruntime",
-    *ROOMS_OF_THEIR_OWN.values(),
+    "peft",
+    "sklearn",
+    "transformers",
+    *set(ROOMS_OF_THEIR_OWN.values()),
 )
 SECONDS_BEYOND_TORCH = 0.2
 

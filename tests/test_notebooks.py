@@ -17,7 +17,10 @@ from qlab.labs.execute import execute
 REPOSITORY = Path(__file__).parents[1]
 LESSONS = sorted((REPOSITORY / "lessons").glob("*.ipynb"))
 TOPIC_LESSONS = [path for path in LESSONS if not path.stem.startswith("00")]
-NEEDS = {"04_litert": ("ai_edge_litert", "ai_edge_quantizer")}  # what each optional page imports where it is installed
+NEEDS = {  # what each optional page imports where it is installed
+    "04_litert": ("ai_edge_litert", "ai_edge_quantizer"),
+    "10_finetune": ("transformers", "peft"),
+}
 OPTIONAL_PAGES = sorted((REPOSITORY / "lessons" / "extra").glob("*.ipynb"))
 SOLUTIONS = sorted((REPOSITORY / "solutions").glob("*/*.ipynb"))
 LABS = sorted((REPOSITORY / "labs").glob("*/*.ipynb"))

@@ -55,18 +55,40 @@ class BlockwiseCodes:
         """
         if out is not None and (out.shape != self.shape or not out.is_contiguous()):
             raise ValueError(f"out must be contiguous, of shape {tuple(self.shape)}, got {tuple(out.shape)}")
-        values = _new_values(self.shape, self.packed.device) if out is None else out
-        flat, size = values.view(-1), self.block_size
-        stored, table = (self.packed, _pairs(self.codebook)) if self.bits == 4 else (self.codes.view(-1), self.codebook)
-        per_look_up = 2 if self.bits == 4 else 1
-        for start, end in _pieces(flat.numel(), size, flat.device):
-            looked_up = table.index_select(0, stored[start // per_look_up : -(-end // per_look_up)].int())
-            levels = looked_up.view(torch.float32)[: end - start]
-            if self.absmax is None:
-                flat[start:end] = levels
-            else:
-                _multiply_blocks(levels, self.absmax[start // size : -(-end // size)], size, out=flat[start:end])
+        values = new_values(self.shape, self.packed.device) if out is None else out
+        flat, reader = values.view(-1), PieceReader(self)
+        for start, end in pieces(flat.numel(), self.block_size, flat.device):
+            reader.read(start, out=flat[start:end])
         return values
+
+
+class PieceReader:
+    """Turns pieces of codes into values, in buffers that it keeps: half the time would go into getting new ones."""
+
+    def __init__(self, codes: BlockwiseCodes):
+        self.codes, self.bits, self.size = codes, codes.bits, codes.block_size
+        self.codes_per_look_up = 2 if self.bits == 4 else 1
+        self.table = _pairs(codes.codebook) if self.bits == 4 else codes.codebook
+        self.step = piece_step(codes.shape.numel(), self.size, codes.packed.device)
+        look_ups = self.step // self.codes_per_look_up
+        self.indices = torch.empty(look_ups, dtype=torch.int32, device=codes.packed.device)
+        self.levels = torch.empty(look_ups, dtype=self.table.dtype, device=codes.packed.device)
+
+    def read(self, start: int, *, out: Float[Tensor, " n"]) -> None:
+        """Fill `out` with the values from `start` on, both as one of `pieces` gives them."""
+        count = out.numel()
+        look_ups = -(-count // self.codes_per_look_up)
+        indices, levels = (
+            (self.indices, self.levels) if count == self.step else (self.indices[:look_ups], self.levels[:look_ups])
+        )
+        stored = self.codes.packed[start * self.bits // 8 : (start * self.bits + -(-count // 8) * 8 * self.bits) // 8]
+        indices.copy_(stored[:look_ups] if self.bits == 4 else _unpack(stored, self.bits, count))
+        values = torch.index_select(self.table, 0, indices, out=levels).view(torch.float32)
+        if self.codes.absmax is None or self.size is None:
+            out.copy_(values[:count])
+        else:
+            absmax = self.codes.absmax[start // self.size : -(-(start + count) // self.size)]
+            _multiply_blocks(values[:count], absmax, self.size, out=out)
 
 
 def quantize_blockwise(
@@ -85,7 +107,7 @@ def quantize_blockwise(
     flat = x.detach().reshape(-1)
     search = search_of(codebook, flat.device)
     packed, absmax = [], []
-    for start, end in _pieces(flat.numel(), block_size, flat.device):
+    for start, end in pieces(flat.numel(), block_size, flat.device):
         blocks = _blocks(flat[start:end].float(), block_size)
         largest = blocks.abs().amax(dim=1)
         absmax.append(largest)
@@ -108,11 +130,16 @@ def _require_blocks(x: Tensor, block_size: int | None) -> None:
         raise ValueError(f"x must hold at least one value, got shape {tuple(x.shape)}")
 
 
-def _pieces(count: int, block_size: int | None, device: torch.device) -> Iterator[tuple[int, int]]:
+def pieces(count: int, block_size: int | None, device: torch.device) -> Iterator[tuple[int, int]]:
     """Yield the two ends of pieces of whole blocks and of eights of values: so codes of any width fill their bytes."""
-    least = math.lcm(8, block_size or 1)
-    step = least * max(1, piece_values(device) // least)
+    step = piece_step(count, block_size, device)
     return ((start, min(start + step, count)) for start in range(0, count, step))
+
+
+def piece_step(count: int, block_size: int | None, device: torch.device) -> int:
+    """Return how many values the largest of `pieces` has."""
+    least = math.lcm(8, block_size or 1)
+    return min(least * max(1, piece_values(device) // least), 8 * -(-count // 8))
 
 
 def _blocks(values: Tensor, block_size: int | None) -> Tensor:
@@ -128,19 +155,22 @@ def _normalized(blocks: Tensor, absmax: Tensor) -> Tensor:
     return (blocks * lift[:, None]).mul_(inverse[:, None])
 
 
-def _new_values(shape: torch.Size, device: torch.device) -> Tensor:
-    """Return an FP32 tensor of any values, on a CPU from numpy: a large one gets pages of 2 MiB there, not of 4 KiB."""
+def new_values(shape: torch.Size, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a tensor of any values, on a CPU from numpy: a large one gets pages of 2 MiB there, not of 4 KiB."""
     if device.type == "cpu":
-        return torch.from_numpy(numpy.empty(shape, dtype=numpy.float32))
-    return torch.empty(shape, dtype=torch.float32, device=device)
+        held = numpy.empty(shape.numel() * dtype.itemsize, dtype=numpy.uint8)
+        return torch.from_numpy(held).view(dtype).view(shape)
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def _multiply_blocks(levels: Tensor, absmax: Tensor, block_size: int, *, out: Tensor) -> None:
     width = min(block_size, levels.numel())
-    full = levels.numel() // width
-    inside = full * width
-    torch.mul(levels[:inside].view(full, width), absmax[:full, None], out=out[:inside].view(full, width))
-    torch.mul(levels[inside:], absmax[full:], out=out[inside:])  # a shorter last block, or nothing
+    full, rest = divmod(levels.numel(), width)
+    inside = levels.numel() - rest
+    if rest:  # a shorter last block
+        torch.mul(levels[inside:], absmax[full:], out=out[inside:])
+        levels, absmax, out = levels[:inside], absmax[:full], out[:inside]
+    torch.mul(levels.view(full, width), absmax[:, None], out=out.view(full, width))
 
 
 def _code_bits(codebook: Tensor) -> int:
@@ -158,14 +188,14 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
 
 def _unpack(packed: Tensor, bits: int, count: int) -> Tensor:
     if bits == 8:
-        return packed
+        return packed[:count]
     if bits != 4:
         return unpack_codes(packed, bits=bits, count=count)
     return torch.stack([packed >> 4, packed & 0xF], dim=1).view(-1)[:count]
 
 
 def _pairs(codebook: Tensor) -> Tensor:
-    """Return for each byte the levels of its two codes, side by side as one 64-bit element."""
+    """Return for each byte the levels of its two codes, side by side as one element of 64 bits."""
     codes = torch.arange(256, device=codebook.device)
     levels = torch.nn.functional.pad(codebook, (0, 16 - codebook.numel()))
-    return torch.stack([levels[codes >> 4], levels[codes & 0xF]], dim=1).view(torch.int64).view(-1)
+    return torch.stack([levels[codes >> 4], levels[codes & 0xF]], dim=1).view(torch.float64).view(-1)

@@ -1,0 +1,96 @@
+"""What a saved and loaded 8-bit optimizer must be: the same one, and no larger."""
+
+import copy
+
+import torch
+
+from qlab.checks.learner import LearnerFunction
+from qlab.checks.optimizers_8bit import regression as trial
+from qlab.checks.optimizers_8bit.held import optimizer_bytes, tensor_bytes
+from qlab.checks.optimizers_8bit.regression import Regression
+from qlab.checks.optimizers_8bit.rules import Settings
+from qlab.checks.optimizers_8bit.running import (
+    BYTES_A_VALUE,
+    FP32_COPY,
+    budget,
+    copied,
+    made,
+    require_moved,
+    row,
+    two_steps_taken,
+    walked,
+)
+from qlab.checks.report import Refused, require
+
+NOTHING = "`super().load_state_dict(state_dict)` puts the saved state in place; after it, mend the types alone."
+SAVED = "All that a step reads must be saved: the step count too."
+
+
+def require_restart(adam8bit: LearnerFunction, problem: Regression) -> None:
+    steps, middle = len(problem.batches), len(problem.batches) // 2
+    weights = trial.parameters()
+    first = made(adam8bit, weights.parameters(), problem.settings)
+    walked(first, weights, problem, range(middle))
+    saved = copy.deepcopy(LearnerFunction(first.state_dict)())
+    require(
+        isinstance(saved, dict) and {"state", "param_groups"} <= set(saved),
+        f"`optimizer.state_dict()` returned a {type(saved).__name__}",
+        misconception="returns-nothing" if saved is None else "returns-wrong-type",
+        thought="torch's own `state_dict` returns what is in `self.state` and `self.param_groups`: leave it as it is.",
+    )
+    others = [copied(weights) for _ in range(2)]
+    walked(first, weights, problem, range(middle, steps))
+    require_moved(weights)
+    loaded, fresh = (made(adam8bit, other.parameters(), problem.settings) for other in others)
+    LearnerFunction(lambda: loaded.load_state_dict(saved))()
+    walked(loaded, others[0], problem, range(middle, steps))
+    if torch.equal(row(weights), row(others[0])):
+        return
+    walked(fresh, others[1], problem, range(middle, steps))
+    anew = torch.equal(row(others[0]), row(others[1]))
+    inside = tensor_bytes(saved["state"]) >= row(weights).numel()
+    outside = "Keep codes, absmaxes and the step in `self.state[p]`: only what is there is saved."
+    raise Refused(
+        f"saved after {middle} steps and loaded, the parameters after {steps - middle} more differ by up to"
+        f" {(row(weights) - row(others[0])).abs().max():.2g} from those of the optimizer that was saved"
+        + (", and equal those of a new one" if anew else ""),
+        misconception=("loads-nothing" if inside else "keeps-its-state-elsewhere") if anew else "goes-on-differently",
+        thought=(NOTHING if inside else outside)
+        if anew
+        else "All that a step reads must be saved: the step count too.",
+    )
+
+
+def require_small_once_loaded(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
+    source, before = two_steps_taken(adam8bit, draw, 30_000)
+    saved = copy.deepcopy(LearnerFunction(source.state_dict)())
+    require_moved(before)
+    weights = copied(before)
+    other = made(adam8bit, weights.parameters(), Settings(0.01, (0.9, 0.999), 1e-8))
+    LearnerFunction(lambda: other.load_state_dict(saved))()
+    kept, own = optimizer_bytes(other, weights), optimizer_bytes(source, before)
+    require(
+        own <= budget(30_000),
+        f"{own / 30_000:.2f} bytes a value are kept before saving, at most {BYTES_A_VALUE}",
+        misconception="keeps-an-fp32-copy" if own > FP32_COPY * 30_000 else "keeps-too-much",
+        thought="Nothing was gained before it was saved: keep codes and absmaxes.",
+    )
+    require(
+        own >= 30_000,
+        f"the optimizer's own attributes hold {own} bytes for 30,000 values",
+        misconception="keeps-its-state-elsewhere",
+        thought="Keep codes and absmaxes in `self.state[p]`: only what is there is saved.",
+    )
+    require(
+        kept >= 30_000,
+        f"after loading, {kept} bytes are kept for 30,000 values",
+        misconception="loads-nothing",
+        thought=NOTHING,
+    )
+    require(
+        kept <= budget(30_000),
+        f"after loading, {kept / 30_000:.2f} bytes a value are kept, before saving it was {own / 30_000:.2f}",
+        misconception="codes-become-floats",
+        thought="torch's `load_state_dict` gives each tensor of the state its parameter's type: put the codes back,"
+        " `.to(torch.uint8)`, which changes no value.",
+    )

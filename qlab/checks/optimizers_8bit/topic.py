@@ -1,0 +1,3 @@
+"""Which topic these checks belong to."""
+
+TOPIC = "09_optimizers_8bit"

@@ -1,0 +1,3 @@
+"""Which topic these checks belong to."""
+
+TOPIC = "11_smaller_models"
