@@ -53,6 +53,16 @@ def spending_what_double_quantization_saves(linear, rank):
     return QLoRALinear(linear, rank=rank, alpha=2 * rank)
 
 
+BANK.add("at_a_rate_of_a_hundredth", tuned(single, adam=lambda p, lr: torch.optim.Adam(p, lr=lr / 3)))
+BANK.add("with_alpha_sixteen", tuned(lambda linear, rank: QLoRALinear(linear, rank=rank, alpha=16, double=False)))
+
+
+@BANK.right
+def frozen_when_it_is_done(model, x, y, budget_bytes, steps):
+    model, optimizer = tuned(single)(model, x, y, budget_bytes, steps)
+    return model.eval().requires_grad_(False), optimizer
+
+
 BANK.add("by_qlab_with_double_quantization", tuned(spending_what_double_quantization_saves))
 
 
@@ -162,7 +172,30 @@ def climbs(model, optimizer, x, y, steps):
 
 
 wrong("maximizes", "nothing-learned", tuned(single, loop=climbs))
-wrong("ten_steps", "too-little-learned", tuned(single, loop=lambda m, o, x, y, steps: train(m, o, x, y, steps // 6)))
+wrong(
+    "a_sixth_of_the_steps",
+    "other-number-of-steps",
+    tuned(single, loop=lambda m, o, x, y, steps: train(m, o, x, y, steps // 6)),
+)
+wrong(
+    "always_forty_steps", "other-number-of-steps", tuned(single, loop=lambda m, o, x, y, steps: train(m, o, x, y, 40))
+)
+wrong("rate_of_a_thousandth", "too-little-learned", tuned(single, adam=lambda p, lr: torch.optim.Adam(p, lr=lr / 30)))
+
+
+def in_batches(model, optimizer, x, y, steps):
+    for _ in range(steps):
+        for rows, targets in zip(x.chunk(4), y.chunk(4), strict=True):
+            train(model, optimizer, rows, targets, 1)
+    return model, optimizer
+
+
+wrong("batches_in_every_step", "other-number-of-steps", tuned(single, loop=in_batches))
+wrong(
+    "one_adapter_of_two",
+    "rank-too-small",
+    tuned(lambda linear, rank: single(linear, rank if linear.in_features % 3 else max(rank // 2, 1))),
+)
 wrong(
     "four_examples",
     "nothing-learned",
