@@ -25,6 +25,15 @@ GridExplorer(torch.randn(256, 1024))"""
 CLIP_EXPLORER = "ClipExplorer(torch.randn(256, 1024))"
 LOSS_SCALE_EXPLORER = """from qlab.widgets import LossScaleExplorer
 LossScaleExplorer({"a million": torch.randn(10**6) * torch.exp2(4 * torch.randn(10**6) - 20)})"""
+MOMENT_EXPLORER = """from qlab.widgets import MomentExplorer
+MomentExplorer({"normal": torch.randn(256, 256).square()})"""
+LEVELS_EXPLORER = """from qlab.model import load_course_model
+from qlab.widgets import LevelsExplorer, RankExplorer, SparsityExplorer
+model = load_course_model()
+LevelsExplorer(model.layers[1].ffn.up.weight)"""
+RANK_EXPLORER = "RankExplorer({('all matrices', 2**k): 2 - k / 10 for k in range(7)}, full=1.3)"
+SPARSITY_EXPLORER = """from qlab.sparsity import prunable_weights
+SparsityExplorer(prunable_weights(model))"""
 PNG_EXPLORER = """import io
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -56,18 +65,19 @@ CLOCK = """([cell, selector]) => {
   else new MutationObserver(stop).observe(picture.parentElement, {childList: true, subtree: true});
 }"""
 REPEATS = 20
+BACK_AND_FORTH = ("ArrowRight", "ArrowLeft")  # for a slider of few places
 SECONDS_APART = 0.25  # single events: a widget holds its next message back until the kernel is idle again
 
 
 @dataclass(frozen=True)
 class Explorer:
-    """A cell with an explorer, its picture, and the key that moves one of its sliders."""
+    """A cell with an explorer, its picture, and the keys that move one of its sliders, pressed in turn."""
 
     name: str
     source: str
     picture: str = "svg[role=img]"
     slider: int = 0
-    key: str = "ArrowRight"
+    keys: tuple[str, ...] = ("ArrowRight",)
 
 
 def latency_ms(page, notebook: NotebookPage, explorer: Explorer, *, repeats: int) -> float:
@@ -77,7 +87,7 @@ def latency_ms(page, notebook: NotebookPage, explorer: Explorer, *, repeats: int
     handle = cell.locator(".noUi-handle").nth(explorer.slider)
     for press in range(repeats + 3):  # the first three warm up
         time.sleep(SECONDS_APART)
-        handle.press(explorer.key)
+        handle.press(explorer.keys[press % len(explorer.keys)])
         page.wait_for_function(f"window.latencies.length > {press}", timeout=20_000)
     return statistics.median(page.evaluate("window.latencies")[3:])
 
@@ -88,9 +98,13 @@ if CHROMIUM is None:
 repeats = 2 if options.tiny else REPEATS
 explorers = [
     Explorer("bits", BIT_EXPLORER),
-    Explorer("grid", GRID_EXPLORER, slider=1, key="ArrowLeft"),
-    Explorer("clip", CLIP_EXPLORER, slider=1, key="ArrowLeft"),
+    Explorer("grid", GRID_EXPLORER, slider=1, keys=("ArrowLeft",)),
+    Explorer("clip", CLIP_EXPLORER, slider=1, keys=("ArrowLeft",)),
     Explorer("gradients", LOSS_SCALE_EXPLORER),
+    Explorer("moments", MOMENT_EXPLORER, keys=BACK_AND_FORTH),
+    Explorer("levels", LEVELS_EXPLORER, keys=BACK_AND_FORTH),
+    Explorer("ranks", RANK_EXPLORER, keys=BACK_AND_FORTH),
+    Explorer("sparsity", SPARSITY_EXPLORER),
     Explorer("png", PNG_EXPLORER, picture="img"),
 ]
 with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as server, sync_playwright() as playwright:

@@ -34,7 +34,7 @@ def test_json_lines_hold_texts_and_prompts(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not JSON: Expecting property name enclosed in double quotes, at character 2"),
         ("[" * 100_000, "is not JSON"),
         ('{"text": ' + "1" * 5_000 + "}", "is not JSON"),
         ('["text"]', "holds list, not an object"),

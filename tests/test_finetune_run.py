@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 from dataclasses import replace
@@ -85,7 +86,7 @@ def carry_out(order: run.Order) -> run.Outcome | None:
 
 
 def weights(out: Path) -> bytes:
-    return (out / run.ADAPTER / checkpoints.ADAPTER).read_bytes()
+    return (out / run.ADAPTER_FOLDER / checkpoints.ADAPTER).read_bytes()
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -118,14 +119,14 @@ def test_a_killed_run_ends_at_the_same_bits(order, tmp_path, monkeypatch, change
     with monkeypatch.context() as patched, pytest.raises(Killed):
         kill_at(patched, killed_at)
         carry_out(order)
-    assert not (order.out / run.ADAPTER).exists()
+    assert not (order.out / run.ADAPTER_FOLDER).exists()
     torch.manual_seed(99)  # the state of the process must not matter
     resumed = carry_out(order)
     assert Silent.made[-1].initial == killed_at // 2 * 2 and Silent.made[-1].steps == STEPS - killed_at // 2 * 2
     assert weights(order.out) == weights(tmp_path / "whole")
-    assert files(order.out / run.ADAPTER) == files(tmp_path / "whole" / run.ADAPTER)
-    assert resumed == replace(whole, adapter=order.out / run.ADAPTER)
-    assert sorted(path.name for path in order.out.iterdir()) == [run.ADAPTER, checkpoints.RECORD]
+    assert files(order.out / run.ADAPTER_FOLDER) == files(tmp_path / "whole" / run.ADAPTER_FOLDER)
+    assert resumed == replace(whole, adapter=order.out / run.ADAPTER_FOLDER)
+    assert sorted(path.name for path in order.out.iterdir()) == [run.ADAPTER_FOLDER, checkpoints.RECORD]
 
 
 def test_a_run_that_dies_at_any_write_leaves_nothing_half_written(order, tmp_path, monkeypatch):
@@ -248,6 +249,45 @@ def test_a_finished_run_is_told_and_not_repeated(order):
     before = files(order.out)
     assert carry_out(order) == first
     assert files(order.out) == before
+
+
+@pytest.mark.parametrize("name", [checkpoints.ADAPTER, run.RESULT])
+def test_a_damaged_adapter_is_not_called_finished(order, name):
+    carry_out(order)
+    path = order.out / run.ADAPTER_FOLDER / name
+    path.write_bytes(path.read_bytes()[:100])
+    before = files(order.out)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is missing or .*, remove .*adapter to make it anew"):
+        carry_out(order)
+    assert files(order.out) == before
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is missing"):
+        carry_out(order)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 576 vs 534")])
+def test_a_disk_that_takes_no_more_is_a_sentence_and_keeps_the_checkpoints(order, monkeypatch, error):
+    write = torch.save
+
+    def write_once(state, path):
+        if checkpoints.checkpoint_steps(order.out):
+            raise error
+        write(state, path)
+
+    with monkeypatch.context() as patched, pytest.raises(ValueError, match=r"checkpoint-000004 cannot be written \("):
+        patched.setattr(torch, "save", write_once)
+        carry_out(order)
+    assert checkpoints.checkpoint_steps(order.out) == [2]
+    assert carry_out(order).adapter is not None
+
+
+def test_memory_that_is_not_there_is_a_sentence(order, monkeypatch):
+    def exhausted(trainer):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(training.Trainer, "step", exhausted)
+    with pytest.raises(ValueError, match=r"^cpu ran out of memory, [\d.]+ GB of it were predicted: free more of it"):
+        carry_out(order)
 
 
 def test_folders_of_something_else(order, tmp_path):

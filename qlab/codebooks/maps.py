@@ -34,7 +34,7 @@ def format_map(fmt: FloatFormat) -> Float[Tensor, " levels"]:
 
 
 def dynamic_map(*, signed: bool) -> Float[Tensor, " 256"]:
-    """Return the 8-bit dynamic map: seven decades down to 10^-6, each with twice the levels of the one below it.
+    """Return the 8-bit dynamic map: seven decades, from 10^-7 to 1, each with twice the levels of the one below it.
 
     Signed, the decade up to 1 has 64 levels of each sign; unsigned it has 128. Zero and 1 are levels of their own.
     Source:  Dettmers et al. 2022, sections 1.3 and 2.2, arXiv:2110.02861.

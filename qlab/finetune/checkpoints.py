@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qlab.finetune.libraries import peft
+from qlab.finetune.libraries import SafetensorError, peft
 
 try:
     import fcntl
@@ -28,27 +28,42 @@ KEPT = 2  # should the newest be damaged, removing it goes back to the one befor
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """Let `fill` write into a folder aside, and give it its name when all of it is on the disk.
 
-    Errors:  FileExistsError if the name is taken.
+    Errors:  FileExistsError if the name is taken, ValueError if the disk does not take it.
     """
     if folder.exists():
         raise FileExistsError(f"{folder} is there already, and is not overwritten")
     aside = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    fill(aside)
-    for path in (*aside.iterdir(), aside):
-        _flush(path)
-    aside.rename(folder)
-    _flush(folder.parent)
+    with _writing(folder):
+        aside.mkdir(parents=True)
+        fill(aside)
+        for path in (*aside.iterdir(), aside):
+            _flush(path)
+        aside.rename(folder)
+        _flush(folder.parent)
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a file that is whole or not there."""
+    """Write a file that is whole or not there, and the folders above it.
+
+    Errors:  ValueError if the disk does not take it.
+    """
     aside = path.with_name(path.name + PARTIAL)
-    aside.write_text(text, encoding="utf-8")
-    _flush(aside)
-    aside.replace(path)
-    _flush(path.parent)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        _flush(aside)
+        aside.replace(path)
+        _flush(path.parent)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # the system, torch and safetensors on a full disk
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be written ({reason}): make room there, or choose another --out") from None
 
 
 @contextmanager

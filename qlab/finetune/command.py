@@ -1,6 +1,9 @@
 """The options of `qlab finetune`, and what they mean; imports nothing heavy until it is run."""
 
 import argparse
+import os
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 from qlab.bill import budget_of
@@ -13,13 +16,36 @@ DEFAULT = "(default: %(default)s)"
 def add_options(command: argparse.ArgumentParser) -> None:
     """Give `command` the options of a fine-tuning run; defaults are those of `Settings`."""
     command.add_argument(
-        "--model", required=True, metavar="PATH_OR_HUB_ID", help="a folder, or owner/name in the cache"
+        "--model", required=True, metavar="PATH_OR_HUB_ID", help="a folder, or owner/name in the Hub's local cache"
     )
-    command.add_argument("--data", required=True, type=Path, metavar="FILE", help="a text in UTF-8, or JSON Lines")
-    command.add_argument("--budget", required=True, metavar="MEMORY", help="as 8GB, 8GiB or 8")
-    command.add_argument("--out", type=Path, help="folder to write to (default: work/finetune/MODEL)")
-    command.add_argument("--way", choices=("auto", *WAYS), default=Settings.way, help=f"auto takes what fits {DEFAULT}")
-    command.add_argument("--targets", default=ALL_LINEAR, metavar="PATTERN", help=f"layers to adapt, by name {DEFAULT}")
+    command.add_argument(
+        "--data", required=True, type=Path, metavar="FILE", help="a text in UTF-8, or JSON Lines (.jsonl)"
+    )
+    command.add_argument(
+        "--budget", required=True, metavar="MEMORY", help="what a step may take: 8GB, 8GiB, or 8 for 8GB"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write and to go on (default: work/finetune/, and the model's name)",
+    )
+    each = "; ".join(f"{way}: {what}" for way, what in WAYS.items())
+    command.add_argument(
+        "--way", choices=("auto", *WAYS), default=Settings.way, help=f"{each}; auto: the first that fits {DEFAULT}"
+    )
+    matched = f"layers to adapt: {ALL_LINEAR}, or a regular expression for their whole names {DEFAULT}"
+    command.add_argument("--targets", default=ALL_LINEAR, metavar="PATTERN", help=matched)
+    _add_numbers(command)
+    command.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default=Settings.optimizer, help=f"of the adapters {DEFAULT}"
+    )
+    command.add_argument("--device", default="auto", help=f"auto, cpu, cuda or cuda:1 {DEFAULT}")
+    command.add_argument("--download", action="store_true", help="fetch from the Hub what is not in the cache")
+    command.add_argument("--plan", action="store_true", help="say what would be done, and do nothing")
+
+
+def _add_numbers(command: argparse.ArgumentParser) -> None:
     for name, kind, help in (
         ("rank", int, "rank of the adapters"),
         ("alpha", float, "their scale times the rank"),
@@ -28,15 +54,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
         ("batch", int, "sequences in a step"),
         ("sequence", int, "tokens in a sequence"),
         ("learning-rate", float, "its highest value"),
-        ("save-every", int, "steps between checkpoints"),
+        ("save-every", int, "steps from one checkpoint to the next"),
         ("seed", int, "of adapters, order and dropout"),
     ):
         preset = getattr(Settings, name.replace("-", "_"))
         command.add_argument(f"--{name}", type=kind, default=preset, help=f"{help} {DEFAULT}")
-    command.add_argument("--optimizer", choices=OPTIMIZERS, default=Settings.optimizer, help=DEFAULT[1:-1])
-    command.add_argument("--device", default="auto", help=f"auto, cpu, cuda or cuda:1 {DEFAULT}")
-    command.add_argument("--download", action="store_true", help="fetch from the Hub what is not in the cache")
-    command.add_argument("--plan", action="store_true", help="say what would be done, and do nothing")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -45,28 +67,14 @@ def run(parsed: argparse.Namespace) -> int:
     Errors:  ValueError for whatever cannot be done.
     """
     needs.require()
-    settings = Settings(
-        model=parsed.model,
-        data=parsed.data,
-        way=parsed.way,
-        targets=parsed.targets,
-        rank=parsed.rank,
-        alpha=parsed.alpha,
-        dropout=parsed.dropout,
-        steps=parsed.steps,
-        batch=parsed.batch,
-        sequence=parsed.sequence,
-        learning_rate=parsed.learning_rate,
-        optimizer=parsed.optimizer,
-        save_every=parsed.save_every,
-        seed=parsed.seed,
-    )
+    settings = Settings(**{field.name: getattr(parsed, field.name) for field in fields(Settings)})
     budget = budget_of(parsed.budget)
     if not parsed.download:
         needs.stay_offline()
     from qlab.finetune.run import Order, carry_out  # noqa: PLC0415 - seconds of imports, after all cheap refusals
 
-    out = parsed.out or Path("work", "finetune", Path(parsed.model).name)
+    name = Path(os.path.abspath(Path(parsed.model).expanduser())).name  # of "." too, and links keep theirs
+    out = parsed.out or Path("work", "finetune", name)
     order = Order(
         settings=settings,
         budget=budget,
@@ -75,5 +83,5 @@ def run(parsed: argparse.Namespace) -> int:
         download=parsed.download,
         plan_only=parsed.plan,
     )
-    outcome = carry_out(order)
+    outcome = carry_out(order, say=partial(print, flush=True))  # a log shows it when it is said
     return 130 if outcome is not None and outcome.adapter is None else 0

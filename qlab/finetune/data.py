@@ -72,7 +72,9 @@ def read_documents(path: Path) -> tuple[Document, ...]:
 def _document(line: str, where: str) -> Document:
     try:
         found = json.loads(line)
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where} is not JSON: {error.msg}, at character {error.colno}") from None
+    except (ValueError, RecursionError) as error:  # a number of too many digits, brackets in brackets
         raise ValueError(f"{where} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{where} holds {type(found).__name__}, not an object: {FORMS}")

@@ -37,6 +37,7 @@ with _without_chatter():
     import huggingface_hub
     import peft
     import transformers
+    from safetensors import SafetensorError
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
     from transformers.pytorch_utils import Conv1D
 
@@ -47,6 +48,7 @@ __all__ = [
     "AutoTokenizer",
     "BitsAndBytesConfig",
     "Conv1D",
+    "SafetensorError",
     "bitsandbytes",
     "expected_warnings",
     "huggingface_hub",

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -37,16 +36,7 @@ def load_base(source: Source, way: str, device: torch.device) -> nn.Module:
 
     Errors:  ValueError if the files do not hold what the configuration says, or a weight is on another device.
     """
-    narrow: dict[str, Any] = {}
-    if way == QLORA:
-        kept = _unquantized(source)
-        narrow["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=kept,  # its name is older than 4 bits, and holds for them too
-        )
+    narrow = {"quantization_config": _four_bits(source)} if way == QLORA else {}
     try:
         with expected_warnings():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -67,10 +57,17 @@ def load_base(source: Source, way: str, device: torch.device) -> nn.Module:
     return model.requires_grad_(False)
 
 
-def _unquantized(source: Source) -> list[str]:
+def _four_bits(source: Source) -> BitsAndBytesConfig:
     model = skeleton(source.config)
     layers = linear_layers(model)
-    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and name not in layers]
+    kept = [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and name not in layers]
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=kept,  # its name is older than 4 bits, and holds for them too
+    )
 
 
 def check_devices(model: nn.Module, device: torch.device) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from qlab.bill import Budget
+from qlab.bill import Budget, in_gb
 from qlab.finetune import checkpoints, data, training
 from qlab.finetune.libraries import versions
 from qlab.finetune.load import load_base, pick_device, prepare
@@ -17,7 +17,7 @@ from qlab.finetune.plan import Plan, as_table, choose
 from qlab.finetune.settings import Settings
 from qlab.finetune.source import Source, find, read_tokenizer
 
-ADAPTER, RESULT = "adapter", "result.json"
+ADAPTER_FOLDER, RESULT = "adapter", "result.json"
 HELD_OUT_WINDOWS = 32  # enough for a difference, few enough to score twice
 Say = Callable[[str], None]
 Bar = Callable[..., Any]
@@ -83,18 +83,21 @@ def carry_out(order: Order, *, say: Say = print, bar: Bar | None = None) -> Outc
     check_out(ready)
     if order.plan_only:
         return None
-    adapter = order.out / ADAPTER
+    adapter = order.out / ADAPTER_FOLDER
     if adapter.exists():  # it has this name only when all of it is there
         outcome = _read_result(adapter)
         _remove_checkpoints(order.out)
         say(f"\nfinished already: the adapter is in {adapter}")
         return outcome
     if not (order.out / checkpoints.RECORD).is_file():
-        order.out.mkdir(parents=True, exist_ok=True)
         record = {"asked": ready.record, "made_with": versions() | {"torch": torch.__version__}}
         checkpoints.write_file(order.out / checkpoints.RECORD, json.dumps(record, indent=1) + "\n")
     with checkpoints.held(order.out):
-        return _train(ready, say, bar)
+        try:
+            return _train(ready, say, bar)
+        except torch.OutOfMemoryError:
+            needed, remedy = in_gb(ready.plan.total), "free more of it, or give a smaller --budget and another --out"
+            raise ValueError(f"{ready.device} ran out of memory, {needed} of it were predicted: {remedy}") from None
 
 
 def look(order: Order) -> Ready:
@@ -174,7 +177,9 @@ def _train(ready: Ready, say: Say, bar: Bar | None) -> Outcome:
         say(f"stopped after step {trainer.done} of {settings.steps}: the same command goes on from there")
         return Outcome(trainer.done, before, None, tuple(trainer.losses), None)
     after = training.quality(model, ready.held_out, micro_batch=plan.micro_batch)
-    return _finish(ready, trainer, Outcome(trainer.done, before, after, tuple(trainer.losses), out / ADAPTER), say)
+    return _finish(
+        ready, trainer, Outcome(trainer.done, before, after, tuple(trainer.losses), out / ADAPTER_FOLDER), say
+    )
 
 
 def _loop(trainer: training.Trainer, out: Path, before: training.Quality, bar: Bar | None) -> bool:
@@ -201,20 +206,18 @@ def _bar(bar: Bar | None, settings: Settings, done: int) -> Any:
 
 
 def _finish(ready: Ready, trainer: training.Trainer, outcome: Outcome, say: Say) -> Outcome:
-    out = ready.order.out
-
     def fill(folder: Path) -> None:
         checkpoints.save_adapter(trainer.model, folder, ready.source.base_name)
-        result = asdict(outcome) | {"adapter": None}
+        result = asdict(outcome) | {"adapter": checkpoints.file_hash(folder / checkpoints.ADAPTER)}
         (folder / RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
-    checkpoints.write_folder(out / ADAPTER, fill)
-    _remove_checkpoints(out)
+    checkpoints.write_folder(outcome.adapter, fill)
+    _remove_checkpoints(ready.order.out)
     say(f"held out after:  {training.shown_quality(outcome.after)}")
     if ready.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(ready.device)
-        say(f"measured peak:   {peak / 1e9:.2f} GB of {ready.plan.total / 1e9:.2f} GB predicted")
-    say(f"the adapter is in {out / ADAPTER}: PeftModel.from_pretrained(base, {str(out / ADAPTER)!r}) loads it")
+        say(f"measured peak:   {in_gb(peak)} of {in_gb(ready.plan.total)} predicted")
+    say(f"the adapter is in {outcome.adapter}: PeftModel.from_pretrained(base, {str(outcome.adapter)!r}) loads it")
     return outcome
 
 
@@ -224,10 +227,14 @@ def _remove_checkpoints(out: Path) -> None:
 
 
 def _read_result(adapter: Path) -> Outcome:
-    path = adapter / RESULT
+    path, remedy = adapter / RESULT, f"nothing here is overwritten, remove {adapter} to make it anew"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        before, after = training.Quality(**kept["before"]), training.Quality(**kept["after"])
-        return Outcome(kept["steps"], before, after, tuple(kept["losses"]), adapter)
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: nothing here is overwritten, choose another --out") from None
+        before, after, asked = training.Quality(**kept["before"]), training.Quality(**kept["after"]), kept["adapter"]
+        outcome = Outcome(kept["steps"], before, after, tuple(kept["losses"]), adapter)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is missing or damaged: {remedy}") from None
+    weights = adapter / checkpoints.ADAPTER
+    if not weights.is_file() or checkpoints.file_hash(weights) != asked:
+        raise ValueError(f"{weights} is missing or not what was written: {remedy}")
+    return outcome

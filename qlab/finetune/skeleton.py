@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qlab.finetune.libraries import AttentionInterface, AutoModelForCausalLM, Conv1D, expected_warnings, peft
-from qlab.finetune.settings import ALL_LINEAR, LORA, Settings
+from qlab.finetune.settings import ALL_LINEAR, LORA, QLORA, Settings
 from qlab.measure import PeakBytes
 
 FUSED, EAGER = "qlab_fused", "qlab_eager"  # stand-ins for attention, by the names that transformers is to know
@@ -41,10 +41,9 @@ class FusedShape(torch.autograd.Function):
 
 
 def _fused(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **how: Any) -> tuple[Tensor, None]:
-    if (how.get("sliding_window") or query.shape[2]) < query.shape[
-        2
-    ]:  # with a mask, keys are copied for each query head
-        copies = query.shape[1] // key.shape[1]
+    heads, length = query.shape[1:3]
+    if (how.get("sliding_window") or length) < length:  # with a mask, keys are copied for each query head
+        copies = heads // key.shape[1]
         key, value = key.repeat_interleave(copies, 1), value.repeat_interleave(copies, 1)
     return FusedShape.apply(query, key, value).transpose(1, 2).contiguous(), None
 
@@ -143,7 +142,7 @@ def weigh(config: Any, settings: Settings) -> Weight:
     narrow = whole + sum(nf4_bytes(count) - 2 * count for count in packed.values())
     adapted = with_adapters(model, settings)
     trained = tuple(p.numel() for p in adapted.parameters() if p.requires_grad)
-    return Weight({LORA: whole, "qlora": narrow}, {LORA: 0, "qlora": 2 * max(packed.values(), default=0)}, trained)
+    return Weight({LORA: whole, QLORA: narrow}, {LORA: 0, QLORA: 2 * max(packed.values(), default=0)}, trained)
 
 
 def nf4_bytes(count: int) -> int:

@@ -137,7 +137,7 @@ def adapter_figure(quality: Quality, *, config: ModelConfig = COURSE_MODEL, full
     """Draw by rank, for each choice of matrices, the bytes of what trains, and the recorded quality."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8.6, 3.6), layout="constrained")
     figure.patch.set_alpha(0)
-    ranks = [2**k for k in range(10)]
+    ranks = [2**k for k in range(9)]
     for marker, targets in zip(MARKERS, TARGETS, strict=False):
         color = TARGET_COLORS[targets]
         trained = [16 * AdapterChoice(config, rank, targets, "FP32").adapters / 1e6 for rank in ranks]

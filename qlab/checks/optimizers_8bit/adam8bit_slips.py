@@ -7,27 +7,28 @@ from torch import Tensor
 
 from qlab.checks.optimizers_8bit import regression as trial
 from qlab.checks.optimizers_8bit.regression import Keep
-from qlab.checks.optimizers_8bit.rules import RIGHT, Moments, Rule, Settings, slips
+from qlab.checks.optimizers_8bit.rules import AVERAGES, RIGHT, Moments, Rule, Settings, slips
 
 Given = tuple[Tensor, Tensor, Settings]  # a parameter, its gradient, and what its group holds
 ROUNDED = "Step with the new moments as they are, and round only what is kept: a square rounded to 0 makes a huge step."
 GROUPS = "Each group has settings of its own: read `group['lr']`, `group['betas']` and `group['eps']`."
 
 
-def first_step_slips(given: Sequence[Given]) -> list[tuple[str, str, Tensor]]:
-    """Return what a first step should give, without a name, and then what slips make of it."""
+def first_step_slips(given: Sequence[Given]) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield what a first step should give, without a name, and then what slips make of it."""
 
     def all_by(rule: Rule, own: Sequence[Settings] | None = None) -> Tensor:
         settings = own or [s for _, _, s in given]
         return torch.cat([_by(rule, *case[:2], s).parameter for case, s in zip(given, settings, strict=True)])
 
-    found = [("", "", all_by(RIGHT))]
+    yield "", "", all_by(RIGHT)
     common = given[0][2]
     for own in ([common] * len(given), *_shared(given)):
-        found.append(("ignores-the-groups", GROUPS, all_by(RIGHT, own)))
-    found.append(("steps-with-the-rounded-moments", ROUNDED, torch.cat([_rounded(*case) for case in given])))
-    found += [(misconception, thought, all_by(rule)) for misconception, thought, rule in slips()]
-    return found
+        yield "ignores-the-groups", GROUPS, all_by(RIGHT, own)
+    for which in ((0, 1), (0,), (1,)):
+        yield "steps-with-the-rounded-moments", ROUNDED, torch.cat([_rounded(*case, which) for case in given])
+    for misconception, thought, rule in slips():
+        yield misconception, thought, all_by(rule)
 
 
 def _by(rule: Rule, parameter: Tensor, gradient: Tensor, settings: Settings) -> Moments:
@@ -43,9 +44,12 @@ def _shared(given: Sequence[Given]) -> Iterator[list[Settings]]:
     yield [Settings(s.lr, s.betas, 1e-8) for _, _, s in given]
 
 
-def _rounded(parameter: Tensor, gradient: Tensor, settings: Settings) -> Tensor:
+def _rounded(parameter: Tensor, gradient: Tensor, settings: Settings, which: tuple[int, ...]) -> Tensor:
+    """Step with one of the moments, or both, rounded to codes first."""
     new = _by(RIGHT, parameter, gradient, settings)
-    kept = trial.in_codes(new.exp_avg.float(), new.exp_avg_sq.float())
+    exact = (new.exp_avg, new.exp_avg_sq)
+    coded = trial.in_codes(*(moment.float() for moment in exact))
+    kept = (coded[i] if i in which else exact[i] for i in range(2))
     frozen = Rule(first=lambda b, m, g: m, second=lambda b, v, g: v)
     return frozen(Moments(parameter, *kept), gradient, 1, settings).parameter
 
@@ -60,5 +64,6 @@ END_SLIPS: tuple[EndSlip, ...] = (
     ("linear-map", EVEN, RIGHT, trial.in_even_steps, False),
     ("linear-map", EVEN, RIGHT, trial.squares_in_even_steps, False),
     ("never-keeps-the-new-moments", KEEPS, RIGHT, trial.as_zeros, False),
-    *((misconception, thought, rule, trial.in_codes, False) for misconception, thought, rule in list(slips())[:30]),
+    *((misconception, thought, rule, trial.in_codes, False) for misconception, thought, rule in list(slips())[:31]),
+    *((misconception, thought, rule, trial.in_codes, False) for misconception, thought, rule in AVERAGES),
 )

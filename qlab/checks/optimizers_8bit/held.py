@@ -22,7 +22,7 @@ def kept_bytes(make: Callable[[], Any], parameters: nn.ParameterList, at_most: f
     with DispatchedStorages() as mode:
         optimizer = make()
         total = _total(mode, optimizer, parameters)
-        if total > at_most:
+        if total > at_most >= optimizer_bytes(optimizer, parameters):
             gc.collect()  # what only waits to be collected is not kept
             total = _total(mode, optimizer, parameters)
     return total

@@ -48,9 +48,9 @@ def check_nearest_codes(nearest_codes: LearnerFunction, draw: torch.Generator) -
 
 
 def _codebook(draw: torch.Generator, levels: int) -> Tensor:
-    """Draw levels whose gaps differ up to a hundred times, neither symmetric nor from -1 to 1."""
+    """Draw levels whose gaps differ up to a hundred times, not symmetric, and beyond -1 and 1 on both sides."""
     gaps = 10 ** uniform(-2, 0, (levels,), draw)
-    return (gaps.cumsum(0) - uniform(0.3, 0.7, (), draw) * gaps.sum()) / gaps.sum()
+    return (gaps.cumsum(0) - uniform(0.3, 0.7, (), draw) * gaps.sum()) / gaps.sum() * uniform(5, 9, (), draw)
 
 
 def _uneven(draw: torch.Generator) -> Case:
@@ -180,6 +180,7 @@ FLOOR = "This is the level below, however near the one above is: put the boundar
 CEIL = "This is the level above, however near the one below is: put the boundaries in the middle between levels."
 EVEN = "Levels of this codebook are not evenly spaced: no formula gives the place, it has to be searched."
 SHIFT = "The number of boundaries below a value is its code: nothing to add or take away."
+CLAMP = "The codebook need not end at −1 and 1: leave the values as they are, its ends catch what is beyond."
 FAR = "A level of the other sign is far away: the magnitude is taken of the difference, not before."
 SLIPS: tuple[tuple[str, str, Rule], ...] = (
     ("takes-the-level-below", FLOOR, lambda x, c: torch.searchsorted(c, x, right=True) - 1),
@@ -194,6 +195,7 @@ SLIPS: tuple[tuple[str, str, Rule], ...] = (
     ("takes-the-farthest", "The smallest distance, not the largest.", lambda x, c: (x[:, None] - c).abs().argmax(1)),
     ("forgets-the-sign", "Distances are absolute: |x − level|.", lambda x, c: (x[:, None] - c).argmin(1)),
     ("forgets-the-sign", "Distances are absolute: |x − level|.", lambda x, c: (c - x[:, None]).argmin(1)),
+    ("clamps-to-one", CLAMP, lambda x, c: torch.bucketize(x.clamp(-1, 1), _middles(c))),
     (
         "compares-magnitudes",
         FAR,

@@ -62,6 +62,7 @@ class Rule:
     corrections: Corrections = _corrections
     divisor: Divisor = _divisor
     averages_used: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda new, gradient, old: new
+    squares_used: Callable[[Tensor, Tensor], Tensor] = lambda new, old: new
     sign: float = -1.0
     settings: Callable[[Settings], Settings] = _settings_as_they_are
     keeps_corrected: bool = False
@@ -73,7 +74,7 @@ class Rule:
         exp_avg_sq = self.second(s.betas[1], old.exp_avg_sq, self.squared(gradient))
         first, second = (torch.tensor(c, dtype=torch.float64) for c in self.corrections(*s.betas, step))
         used = self.averages_used(exp_avg, gradient, old.exp_avg)
-        change = s.lr * (used / first) / self.divisor(exp_avg_sq, second, s.eps)
+        change = s.lr * (used / first) / self.divisor(self.squares_used(exp_avg_sq, old.exp_avg_sq), second, s.eps)
         if self.keeps_corrected:
             exp_avg, exp_avg_sq = exp_avg / first, exp_avg_sq / second
         return Moments(old.parameter + self.sign * change, exp_avg, exp_avg_sq)
@@ -147,10 +148,12 @@ DIVISORS: tuple[tuple[str, str, Divisor], ...] = (
 )
 
 ROOT = "The update divides by the *root* of the averaged squares: m̂ / (√v̂ + ε)."
+MOVES = "Subtract the update, made of the *new* averages (the old are zero at first), and return the new parameter."
+FIRST = "First the new averages, then the parameter: the update is made of the new ones."
 LEADS = "The numerator is the averaged gradient m̂, the new one."
 UPDATES: tuple[tuple[str, str, Rule], ...] = (
     ("climbs", "The step goes against the gradient: subtract.", Rule(sign=1.0)),
-    ("never-moves", "Subtract the update, and return the new parameter.", Rule(sign=0.0)),
+    ("never-moves", MOVES, Rule(sign=0.0)),
     ("ignores-lr", "The update is lr times the ratio.", Rule(settings=lambda s: replace(s, lr=1.0))),
     ("ignores-lr", "Use the lr that is given.", Rule(settings=lambda s: replace(s, lr=1e-3))),
     ("forgets-the-root", ROOT, Rule(divisor=lambda v, c, eps: v / c + eps)),
@@ -163,6 +166,7 @@ UPDATES: tuple[tuple[str, str, Rule], ...] = (
         Rule(averages_used=lambda m, g, old: g, corrections=lambda b1, b2, t: (1.0, 1 - b2**t)),
     ),
     ("uses-the-old-moment", LEADS, Rule(averages_used=lambda m, g, old: old)),
+    ("uses-the-old-moment", FIRST, Rule(averages_used=lambda m, g, old: old, squares_used=lambda v, old: old)),
 )
 
 

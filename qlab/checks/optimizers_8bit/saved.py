@@ -1,8 +1,10 @@
 """What a saved and loaded 8-bit optimizer must be: the same one, and no larger."""
 
 import copy
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.optimizers_8bit import regression as trial
@@ -23,6 +25,7 @@ from qlab.checks.optimizers_8bit.running import (
 from qlab.checks.report import Refused, require
 
 NOTHING = "`super().load_state_dict(state_dict)` puts the saved state in place; after it, mend the types alone."
+LOADED = "Loading has changed values: only codes are put back to bytes, absmaxes and the step stay as they came."
 SAVED = "All that a step reads must be saved: the step count too."
 
 
@@ -42,7 +45,8 @@ def require_restart(adam8bit: LearnerFunction, problem: Regression) -> None:
     walked(first, weights, problem, range(middle, steps))
     require_moved(weights)
     loaded, fresh = (made(adam8bit, other.parameters(), problem.settings) for other in others)
-    LearnerFunction(lambda: loaded.load_state_dict(saved))()
+    LearnerFunction(lambda: loaded.load_state_dict(copy.deepcopy(saved)))()
+    changed = _changed(saved["state"], LearnerFunction(loaded.state_dict)())
     walked(loaded, others[0], problem, range(middle, steps))
     if torch.equal(row(weights), row(others[0])):
         return
@@ -55,10 +59,22 @@ def require_restart(adam8bit: LearnerFunction, problem: Regression) -> None:
         f" {(row(weights) - row(others[0])).abs().max():.2g} from those of the optimizer that was saved"
         + (", and equal those of a new one" if anew else ""),
         misconception=("loads-nothing" if inside else "keeps-its-state-elsewhere") if anew else "goes-on-differently",
-        thought=(NOTHING if inside else outside)
-        if anew
-        else "All that a step reads must be saved: the step count too.",
+        thought=(NOTHING if inside else outside) if anew else f"{LOADED} ({changed})" if changed else SAVED,
     )
+
+
+def _changed(saved: Any, loaded: Any) -> str:
+    """Name the entries of the state that loading gave other values, if both states are read alike."""
+    state = loaded.get("state") if isinstance(loaded, dict) else None
+    if not isinstance(saved, dict) or not isinstance(state, dict):
+        return ""
+    pairs = [(name, v, state.get(p, {}).get(name)) for p, own in saved.items() for name, v in own.items()]
+    other = {
+        str(name)
+        for name, before, after in pairs
+        if isinstance(before, Tensor) and isinstance(after, Tensor) and not torch.equal(before.double(), after.double())
+    }
+    return ", ".join(sorted(other))
 
 
 def require_small_once_loaded(adam8bit: LearnerFunction, draw: torch.Generator) -> None:

@@ -63,9 +63,11 @@ def is_nearest(codes: Tensor, values: Tensor, levels: Tensor) -> Tensor:
     return ((values - got).abs() <= nearest.values + room) & (codes == inside)
 
 
+HABITUAL = 256
 TENSOR = "One large value anywhere takes the small levels from all others: each block has an absmax of its own."
 NEIGHBORS = "A block is `block_size` neighbors in flattened order, whatever the rows are."
 SIGN = "The largest *magnitude*: a negative value may be the largest."
+HABIT = "A block is `block_size` long, the argument, whatever is usual."
 SHORT = "The last block may be shorter: it has an absmax too, of its own values."
 AVERAGE = "With the largest magnitude every value lands between −1 and 1; with another number some land outside."
 Values = tuple[str, str, Tensor]
@@ -75,6 +77,8 @@ def absmax_slips(moment: Moment, got: Tensor) -> Iterator[Values]:
     """Yield absmaxes that other rules give, in whatever number."""
     flat, size, n = moment.flat, moment.block_size, moment.blocks
     blocks = flat.split(size)
+    if len(flat) > HABITUAL:
+        yield "ignores-the-block-size", HABIT, _maxima(flat.split(HABITUAL))
     yield "absmax-per-tensor", TENSOR, flat.abs().max().expand(n)
     yield "absmax-per-tensor", TENSOR, flat.abs().max().reshape(1)
     if moment.x.ndim > 1:
@@ -83,8 +87,10 @@ def absmax_slips(moment: Moment, got: Tensor) -> Iterator[Values]:
         yield "absmax-per-row", NEIGHBORS, _maxima(moment.x.double().T.flatten().split(size))
     yield "absmax-per-value", NEIGHBORS, flat.abs()
     yield "blocks-are-not-neighbors", NEIGHBORS, _maxima([flat[i::n] for i in range(n)])
-    yield "forgets-negative-values", SIGN, torch.stack([block.max() for block in blocks])
-    yield "forgets-negative-values", SIGN, torch.stack([block.max() for block in blocks]).abs()
+    largest = torch.stack([block.max() for block in blocks])
+    padded = torch.cat([largest[:-1], largest[-1:].clamp(min=0)])  # zeros fill up the last block
+    for values in (largest, largest.abs(), padded, padded.abs()):
+        yield "forgets-negative-values", SIGN, values
     yield "signed-absmax", SIGN, torch.stack([block[block.abs().argmax()] for block in blocks])
     whole = len(flat) // size
     if whole < n:
@@ -141,6 +147,9 @@ def _divided(moment: Moment) -> Iterator[tuple[Tensor, str, str]]:
     flat, count, size = moment.flat, moment.x.numel(), moment.block_size
     yield moment.normalized, "", ""
     yield moment.over(flat.abs().max().expand(count)), "absmax-per-tensor", TENSOR
+    if count > HABITUAL:
+        habit = spread(_maxima(flat.split(HABITUAL)), HABITUAL, count)
+        yield moment.over(habit), "ignores-the-block-size", HABIT
     strided = _maxima([flat[i :: moment.blocks] for i in range(moment.blocks)])
     yield moment.over(strided[torch.arange(count) % moment.blocks]), "blocks-are-not-neighbors", NEIGHBORS
     if moment.x.ndim > 1:
@@ -181,6 +190,8 @@ def value_slips(
     yield "linear-map", EVEN, even * by_block
     yield "linear-map", EVEN, (codes.double() - 127) / 127 * by_block
     yield "linear-map", EVEN, (codes.double() - 128) / 127 * by_block
+    if count > HABITUAL and len(absmax) > 1:
+        yield "ignores-the-block-size", HABIT, levels * spread(absmax, HABITUAL, count).view(shape)
     yield "absmax-per-tensor", TENSOR, levels * absmax.max()
     yield "absmax-per-tensor", TENSOR, levels * absmax[0]
     strided = absmax[torch.arange(count) % len(absmax)].view(shape)

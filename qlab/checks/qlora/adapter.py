@@ -138,10 +138,16 @@ def _filled(layer: nn.Module, draw: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _require_output(lora_linear: LearnerFunction, draw: torch.Generator, *, bias: bool, batch: tuple[int, ...]) -> None:
-    linear, rank, alpha = _linear(draw, bias=bias), drawn(3, 6, draw), float(drawn(9, 40, draw))
+    linear, rank, alpha = _linear(draw, bias=bias), *_rank_and_alpha(draw)
     layer = _made(lora_linear, copy.deepcopy(linear), rank, alpha)
     _filled(layer, draw)
     _compare(layer, linear, torch.randn(*batch, linear.in_features, generator=draw), alpha / rank, alpha)
+
+
+def _rank_and_alpha(draw: torch.Generator) -> tuple[int, float]:
+    """Draw an alpha that no whole number of ranks makes: alpha / rank is not whole, and alpha is not rank squared."""
+    rank = drawn(3, 6, draw)
+    return rank, float(rank * drawn(2, 6, draw) + drawn(1, rank - 1, draw))
 
 
 def _compare(layer: nn.Module, linear: nn.Linear, x: Tensor, scaling: float, alpha: float = 0.0) -> None:
@@ -160,7 +166,7 @@ def _compare(layer: nn.Module, linear: nn.Linear, x: Tensor, scaling: float, alp
 
 
 def _require_gradients(lora_linear: LearnerFunction, draw: torch.Generator) -> None:
-    linear, rank, alpha = _linear(draw, bias=True), drawn(3, 6, draw), float(drawn(9, 40, draw))
+    linear, rank, alpha = _linear(draw, bias=True), *_rank_and_alpha(draw)
     given = copy.deepcopy(linear)
     layer = _made(lora_linear, given, rank, alpha)
     _filled(layer, draw)

@@ -70,6 +70,7 @@ def _scales(case: Adapted) -> Iterator[tuple[str, str, float]]:
     yield "scale-twice", SCALE, case.scaling**2
     yield "scale-twice", SCALE, case.alpha * case.rank
     yield "adapter-not-used", "The output is the base's alone: add the adapter's part.", 0.0
+    yield "scale-rounded-down", f"{SCALE} It need not be whole: `/`, not `//`.", float(case.alpha // case.rank)
 
 
 def output_slips(case: Adapted, x: Tensor) -> Iterator[tuple[str, str, Tensor]]:

@@ -180,6 +180,7 @@ def _require_values(dequantize: LearnerFunction, blocks: Blocks, draw: torch.Gen
             yield "counts-bytes-for-values", bytewise, levels[codes] * by_block(places // size)
         yield "codes-for-levels", "Look each code up in the codebook.", codes * right
         yield "even-steps", "Look each code up in the codebook.", (codes / 7.5 - 1) * right
+        yield "own-codebook", "Use the codebook you are given.", codebooks.NF4.double()[codes] * right
 
     def told(i: int) -> str:
         return f"{len(codes)} codes in blocks of {blocks.size}: code {codes[i]} of block {i // blocks.size}"

@@ -40,9 +40,9 @@ class Blocks:
         return f"{len(self.x)} values in blocks of {self.size}{rest}: x[{index}] = {self.x[index]:.5g} of block {block}"
 
 
-def _codebook(draw: torch.Generator) -> Tensor:
+def _codebook(draw: torch.Generator, *, unknown: bool = False) -> Tensor:
     """Return NF4, or levels nobody knows: -1, 0 and 1 among them, none closer to another than 0.03."""
-    if drawn(0, 1, draw):
+    if drawn(0, 1, draw) and not unknown:
         return codebooks.NF4.clone()
     steps = 0.5 + torch.rand(15, generator=draw)
     low, high = steps[:7].cumsum(0) / steps[:7].sum(), steps[7:].cumsum(0) / steps[7:].sum()
@@ -50,13 +50,14 @@ def _codebook(draw: torch.Generator) -> Tensor:
 
 
 def drawn_blocks(draw: torch.Generator, *, ragged: bool = False) -> Blocks:
-    """Draw blocks of sizes that differ a hundredfold, with a last one that is shorter or not."""
+    """Draw blocks of sizes that differ a hundredfold; with a last one that is shorter NF4 is not the codebook."""
     size, count = 2 * drawn(5, 12, draw), drawn(5, 8, draw)
     x = torch.randn(count, size, generator=draw) * 10.0 ** torch.empty(count, 1).uniform_(-2, 0, generator=draw)
     x[::2].mul_(-x[::2].sum(1, keepdim=True).sign() + 0.0)  # half of the blocks lean to the negative side
     x[0, drawn(0, size - 1, draw)] = -x[0].abs().max() - 0.1
     flat = 4 * x.flatten()  # the largest of all far from 1: not dividing and dividing by it are two slips
-    return Blocks(flat[: len(flat) - 2 * drawn(1, size // 2 - 1, draw)] if ragged else flat, _codebook(draw), size)
+    x = flat[: len(flat) - 2 * drawn(1, size // 2 - 1, draw)] if ragged else flat
+    return Blocks(x, _codebook(draw, unknown=ragged), size)
 
 
 def at_midpoints(draw: torch.Generator) -> Blocks:
@@ -85,6 +86,7 @@ def code_suspects(blocks: Blocks, got: Tensor) -> Iterator[Suspect]:
         yield Suspect("floors", near, admitted(got, values, levels, rule))
     lookup = "The levels are not evenly spaced: compare with all 16, or with their midpoints."
     yield Suspect("even-steps", lookup, admitted(got, values, levels, evenly))
+    yield Suspect("own-codebook", "Use the codebook you are given.", admitted(got, values, codebooks.NF4))
     divide = "Divide each value by the absmax of its own block first."
     for divided, misconception in (
         (x / x.abs().max(), "one-absmax-for-all"),

@@ -12,7 +12,7 @@ from qlab.checks.expect import Suspect, as_tensor, require_values
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.qlora.bill import compare_bits, drawn_bill
-from qlab.checks.qlora.nearest import Rule, admitted, level_above, level_below, nearest, toward_zero
+from qlab.checks.qlora.nearest import Rule, admitted, evenly, level_above, level_below, nearest, toward_zero
 from qlab.checks.qlora.topic import TOPIC
 from qlab.checks.quantization.codes import dtype_of, require_close, unpacked
 from qlab.checks.report import check, part, require
@@ -188,6 +188,11 @@ def _require_codes(constants: Constants, codes: Tensor, scales: Tensor, mean: Te
                 "even-steps",
                 "The dynamic map is not even: look for the nearest of its levels.",
                 ((values * 127).round() + 128).long(),
+            ),
+            Suspect(
+                "even-steps",
+                "The dynamic map is not even: look for the nearest of its levels.",
+                near.by(evenly),
             ),
             Suspect(
                 "one-scale-for-all",

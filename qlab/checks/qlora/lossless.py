@@ -109,11 +109,15 @@ def _slips(case: Case) -> Iterator[tuple[str, str, float]]:
     against = "Beside the *weight* every error looks small. What was trained is the update: divide by its norm."
     yield "relative-to-the-weight", against, _norm(error) / _norm(merged)
     yield "relative-to-the-weight", against, _norm(error) / _norm(case.base)
-    yield "forgets-to-requantize", "The sum is exact until it goes back to codes: quantize it, then compare.", 0.0
+    exact = "The sum is exact until it goes back to codes: quantize it, then compare."
+    for left in (0.0, _norm(case.merged - case.base - case.update), _norm(case.merged - case.update - case.base)):
+        yield "forgets-to-requantize", exact, left / _norm(update)
     kept = _norm(case.quantize(case.merged).double() - case.base.double()) / _norm(update)
     base = "Compare the quantized sum with the exact sum: what differs is lost."
     yield "compares-with-the-base", base, kept
     yield "compares-with-the-base", base, _norm(case.quantize(case.merged) - case.quantize(case.base)) / _norm(update)
+    both = _norm(case.quantize(case.merged) - case.quantize(case.base) - case.update) / _norm(update)
+    yield "quantizes-the-base-too", base, both
     alone = "An update is not coded by itself: the codes are those of base plus update."
     yield "quantizes-the-update-alone", alone, _norm(case.error(case.update)) / _norm(update)
     yield "error-of-the-base", "Add the update before you quantize.", _norm(case.error(case.base)) / _norm(update)

@@ -142,5 +142,6 @@ def _narrow_slips(case: Case) -> Iterator[Slip]:
     )
     for update in updates:
         yield "rounds-before-adding", once, (case.weight + update).double()
-    for update in (case.scaling * narrow_low.float(), (case.scaling * low).bfloat16().float()):
+    wide = (low.bfloat16().float(), narrow_low.float())
+    for update in (case.scaling * wide[0], case.scaling * wide[1], (case.scaling * low).bfloat16().float()):
         yield "rounds-before-adding", once, (case.weight.float() + update).bfloat16().double()

@@ -77,7 +77,7 @@ def _task(draw: torch.Generator, widths: tuple[int, ...], *, rank: int, room: in
         y = (y.tanh() if number else y) @ weight.T
     sides = sum(inputs + out for inputs, out in pairwise(widths))
     weights = sum(weight.numel() for weight in other)
-    spare = 0.5 + 0.1 * drawn(0, 3, draw)  # of a rank: for codebooks, and for counters of the optimizer
+    spare = 0.1 * drawn(7, 8, draw)  # of a rank: for codebooks and counters; half a byte a weight makes it a rank more
     budget = BYTES_A_WEIGHT * weights + BYTES_A_PARAMETER * sides * (room + spare)
     return Task(model, x[:examples], y[:examples], x[examples:], y[examples:], int(budget), weights, room, sides)
 
@@ -120,6 +120,12 @@ def _require_adapted(task: Task, model: nn.Module, optimizer: Optimizer, steps: 
         f"{parameters:,} parameters learn, the budget holds rank {task.room}: {task.room * task.sides:,}",
         misconception="rank-too-small",
         thought="Take the largest rank that the budget holds, for all layers: what the codes leave, over 16 bytes.",
+    )
+    require(
+        not isinstance(optimizer, torch.optim.SGD),
+        "the optimizer is SGD, expected Adam",
+        misconception="other-optimizer",
+        thought="`torch.optim.Adam(trainable(model), lr=0.03)`: the bill counts its two moments.",
     )
     require(
         any(optimizer.state.values()),

@@ -20,6 +20,7 @@ CALL = "distillation_loss(student, teacher, targets, temperature, weight)"
 # FP32 sums of a few dozen terms, and differences of logarithms: some 1e-6 of the loss. The nearest slip that is named
 # moves it by more than a hundredth (inputs are drawn until it does)
 CLOSE = 1e-4
+HARMLESS = 40.0  # exp(-40) is far from FP32's underflow at 1e-45: no softmax of such logits has a zero
 
 
 class Case(NamedTuple):
@@ -62,8 +63,7 @@ def check_distillation_loss(distillation_loss: LearnerFunction, draw: torch.Gene
     with part("gradients: the student's, and none for the teacher"):
         _require_gradients(distillation_loss, _drawn_case(draw, temperature=4.0, weight=0.5))
     with part("confident teachers and students: finite, and right"):
-        case = _drawn_case(draw, temperature=2.0, weight=0.6)
-        _require_loss(distillation_loss, case._replace(student=60 * case.student, teacher=80 * case.teacher))
+        _require_loss(distillation_loss, _confident(_drawn_case(draw, temperature=2.0, weight=0.6)))
 
 
 def _drawn_case(draw: torch.Generator, *, temperature: float, weight: float) -> Case:
@@ -74,8 +74,16 @@ def _drawn_case(draw: torch.Generator, *, temperature: float, weight: float) -> 
         targets = torch.randint(classes, (rows,), generator=draw)
         case = Case(student, teacher, targets, temperature, weight)
         values = sorted({round(value, 9) for _, _, value in _slips(case)} | {round(case.right(), 9)})
-        if all(b - a > 0.01 * abs(case.right()) for a, b in pairwise(values)):
+        apart = 0.01 * abs(case.right())
+        if all(b - a > apart for a, b in pairwise(values)):
             return case
+
+
+def _confident(case: Case) -> Case:
+    """Return large logits; the student gives the teacher's first choice a probability that FP32 has no number for."""
+    student, teacher = 60 * case.student, 80 * case.teacher
+    student[0, teacher[0].argmax()] = student[0].min() - 150 * case.temperature
+    return case._replace(student=student, teacher=teacher)
 
 
 def _require_loss(distillation_loss: LearnerFunction, case: Case) -> None:
@@ -97,8 +105,13 @@ def _require_loss(distillation_loss: LearnerFunction, case: Case) -> None:
     if not math.isfinite(got):
         raise Refused(
             message,
-            misconception="overflows",
-            thought="`log(softmax(x))` meets log(0) once a class is certain: `log_softmax` does not.",
+            misconception="overflows" if case.teacher.abs().max() > HARMLESS else "logarithm-of-a-logarithm",
+            thought=(
+                "`log(softmax(x))` meets log(0) once a class is certain: `log_softmax` does not."
+                if case.teacher.abs().max() > HARMLESS
+                else "NaN from harmless logits is the logarithm of a negative number: a target of log-probabilities "
+                "needs `log_target=True` in `F.kl_div`."
+            ),
         )
     for misconception, thought, value in _slips(case):
         if abs(got - value) <= CLOSE * abs(value):
@@ -112,81 +125,92 @@ def _require_loss(distillation_loss: LearnerFunction, case: Case) -> None:
 
 def _slips(case: Case) -> list[tuple[str, str, float]]:
     """Return what the named slips would give; those that change nothing in this case are left out."""
-    t, soft = case.temperature, case.soft()
+    t, soft, own_hard = case.temperature, case.soft(), case.hard()
     student, teacher = case.student.double(), case.teacher.double()
     classes = student.shape[1]
     reversed_soft = case.soft(student=teacher / t, teacher=student / t)
+    q = (student / t).softmax(1)
     entropy = -((teacher / t).softmax(1) * (teacher / t).log_softmax(1)).sum() / len(student)
+
+    def mixed(soft: Tensor | float, hard: Tensor = own_hard) -> float:
+        return case.mixed(soft, hard)
+
     found = [
         (
             "forgets-t-squared",
             "Gradients of the soft loss shrink as 1/T²: multiply it by T², so that the mix means the same at every T.",
-            case.mixed(soft),
+            mixed(soft),
         ),
-        ("multiplies-by-t", "Two factors of 1/T come from the logits: multiply by T².", case.mixed(t * soft)),
+        ("multiplies-by-t", "Two factors of 1/T come from the logits: multiply by T².", mixed(t * soft)),
         (
             "scales-the-hard-loss",
             "Only the soft loss shrinks with T: the hard one keeps its scale.",
-            t**2 * case.mixed(soft),
+            t**2 * mixed(soft),
         ),
         (
             "kl-reversed",
             "KL(teacher ‖ student) weighs by the teacher's probabilities; `F.kl_div` takes the student first.",
-            case.mixed(t**2 * reversed_soft),
+            mixed(t**2 * reversed_soft),
         ),
         (
             "softens-the-student-only",
             "The teacher's logits are divided by the temperature as well.",
-            case.mixed(t**2 * case.soft(teacher=teacher)),
+            mixed(t**2 * case.soft(teacher=teacher)),
         ),
         (
             "softens-the-teacher-only",
             "The student's logits are divided by the temperature as well.",
-            case.mixed(t**2 * case.soft(student=student)),
+            mixed(t**2 * case.soft(student=student)),
         ),
         (
             "softens-the-hard-loss",
             "The hard loss is of the student's own logits, at temperature 1.",
-            case.mixed(t**2 * soft, case.hard(t)),
+            mixed(t**2 * soft, case.hard(t)),
         ),
         (
             "mean-over-classes",
             "The divergence is a *sum* over the classes: the mean is over the rows, as `reduction='batchmean'` has it.",
-            case.mixed(t**2 * soft / classes),
+            mixed(t**2 * soft / classes),
         ),
         (
             "sum-over-rows",
             "Take the mean over the rows, as the hard loss does.",
-            case.mixed(t**2 * soft * len(student)),
+            mixed(t**2 * soft * len(student)),
         ),
         (
             "softmax-over-the-batch",
             "A distribution is over the classes of a row: the last dimension.",
-            case.mixed(t**2 * case.soft(dim=0)),
+            mixed(t**2 * case.soft(dim=0)),
         ),
         (
             "cross-entropy-for-kl",
             "Without the teacher's own entropy it is a cross-entropy: its gradient is the same, its value is not.",
-            case.mixed(t**2 * (soft + entropy)),
+            mixed(t**2 * (soft + entropy)),
+        ),
+        (
+            "probabilities-for-logarithms",
+            "`F.kl_div` takes the student's *log*-probabilities first: `log_softmax`, where you have `softmax`.",
+            mixed(t**2 * (-entropy - ((teacher / t).softmax(1) * q).sum() / len(student))),
+        ),
+        (
+            "softmax-before-cross-entropy",
+            "`F.cross_entropy` takes logits: it applies the softmax itself.",
+            mixed(t**2 * soft, functional.cross_entropy(student.softmax(1), case.targets)),
         ),
         (
             "swaps-the-weights",
             "`weight` is the soft loss's share, the hard one gets the rest.",
-            float((1 - case.weight) * t**2 * soft + case.weight * case.hard()),
+            float((1 - case.weight) * t**2 * soft + case.weight * own_hard),
         ),
         (
             "adds-the-whole-hard-loss",
             "The hard loss has the share 1 − weight.",
-            float(case.weight * t**2 * soft + case.hard()),
+            float(case.weight * t**2 * soft + own_hard),
         ),
-        ("multiplies-by-temperature", "Divide the logits by T.", _softened_the_other_way(case)),
+        ("multiplies-by-temperature", "Divide the logits by T.", mixed(t**2 * case.soft(student * t, teacher * t))),
     ]
-    return [slip for slip in found if math.isfinite(slip[2]) and abs(slip[2] - case.right()) > 1e-6 * abs(case.right())]
-
-
-def _softened_the_other_way(case: Case) -> float:
-    t = case.temperature
-    return case.mixed(t**2 * case.soft(student=case.student.double() * t, teacher=case.teacher.double() * t))
+    right = mixed(t**2 * soft)
+    return [slip for slip in found if math.isfinite(slip[2]) and abs(slip[2] - right) > 1e-6 * abs(right)]
 
 
 def _require_gradients(distillation_loss: LearnerFunction, case: Case) -> None:

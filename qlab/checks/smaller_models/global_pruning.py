@@ -1,5 +1,6 @@
 """Check of `global_masks`: one threshold for all layers, and exactly as many weights cut as were asked for."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,7 +22,8 @@ def check_global_masks(global_masks: LearnerFunction, draw: torch.Generator) -> 
     """Check `global_masks(weights, sparsity)`, where True is a weight that stays."""
     with part("layers of one scale: exactly the asked number of weights goes"):
         weights = _weights(draw, scales=(1.0, 1.0, 1.0))
-        _require_global(global_masks, weights, drawn(30, 60, draw))
+        for fraction in (0.0, 0.3, 0.7):  # from 45 on, a quantile counts as `round` does: it fails on equal magnitudes
+            _require_global(global_masks, weights, drawn(45, 60, draw), fraction)
     with part("layers of different scales: the smallest of all, wherever they are"):
         weights = _weights(draw, scales=(1.0, 0.2, 3.0))
         _require_global(global_masks, weights, drawn(30, 60, draw))
@@ -59,8 +61,10 @@ def _asked(weights: State, cut: int) -> float:
     return next(s for s in (cut / size, (cut + 1e-9) / size) if int(s * size) == cut)
 
 
-def _require_global(global_masks: LearnerFunction, weights: State, cut: int) -> None:
-    sparsity = _asked(weights, cut)
+def _require_global(global_masks: LearnerFunction, weights: State, whole: int, fraction: float = 0.0) -> None:
+    """Ask for a share that is `whole` weights and a `fraction` of one, which rounds to a whole number of them."""
+    sparsity = (whole + fraction) / _size(weights) if fraction else _asked(weights, whole)
+    cut = whole + round(fraction)
     given = copied(weights)
     returned = as_state(global_masks(given, sparsity), weights, call=CALL)
     masks = {name: as_mask(returned[name], weights[name], call=CALL) for name in weights}
@@ -107,11 +111,27 @@ def _slips(weights: State, sparsity: float, cut: int) -> list[tuple[str, str, Ca
         shares = [abs(int((~mask).sum()) - sparsity * len(mask)) <= 1 for _, mask in layers]
         return all(shares) and all(_smallest_are(v, mask, int((~mask).sum())) for v, mask in layers)
 
+    def other_count(kept: Tensor, *counts: int) -> bool:
+        gone = int((~kept).sum())
+        return gone != cut and gone in counts and _smallest_are(values.abs(), kept, gone)
+
+    asked = sparsity * len(values)
+
     def threshold_cut_too_many_or_few(kept: Tensor) -> bool:
         gone = int((~kept).sum())
         return gone != cut and _smallest_are(values.abs(), kept, gone) and _ends_between_values(values.abs(), kept)
 
     return [
+        (
+            "rounds-another-way",
+            "The number that goes is the nearest to sparsity · n: `round`, where `int` drops the fraction.",
+            lambda kept: abs(asked - round(asked)) > 0.1 and other_count(kept, math.floor(asked), math.ceil(asked)),
+        ),
+        (
+            "keeps-the-share",
+            "Sparsity is the share that *goes*: 0.9 leaves one weight in ten.",
+            lambda kept: other_count(kept, len(values) - cut),
+        ),
         (
             "threshold-moves-the-count",
             "A comparison takes all equal magnitudes or none. Choose positions instead: a sort gives them.",

@@ -11,7 +11,7 @@ from qlab.checks.smaller_models.kitchen import (
     Kitchen,
     Row,
     balanced_kitchen,
-    drawn_kitchen,
+    kitchen_of_a_mixed_soup,
     kitchen_of_one,
     soup_that_refuses_equals,
     telling_kitchens,
@@ -31,13 +31,13 @@ def check_greedy_soup(greedy_soup: LearnerFunction, draw: torch.Generator) -> No
     with part("mixed from the best down, by the held-out score"):
         _require_soups(greedy_soup, telling_kitchens(draw))
     with part("the test set is read once, for the soup alone"):
-        _require_one_reading(greedy_soup, drawn_kitchen(draw))
+        _require_one_reading(greedy_soup, kitchen_of_a_mixed_soup(draw))
     with part("an ingredient that leaves the score as it is stays in"):
         _require_soups(greedy_soup, [balanced_kitchen(draw)])
     with part("one state alone is its own soup"):
         _require_soups(greedy_soup, [kitchen_of_one(draw)])
     with part("the states you were given stay as they are"):
-        kitchen = drawn_kitchen(draw)
+        kitchen = kitchen_of_a_mixed_soup(draw)
         given = [copied(state) for state in kitchen.states]
         greedy_soup(given, kitchen.held_out, kitchen.test)
         require(

@@ -22,6 +22,8 @@ THOUGHTS = {
     "compares-with-the-last-candidate": "Compare with the soup as it is, not with the last try, which may be gone.",
     "compares-with-the-best-alone": "Compare with the soup as it is: it is better than the first state by now.",
     "refuses-equals": "At an equal score the state goes in: the paper's rule is ≥.",
+    "stops-at-the-first-refusal": "A state that spoils the soup is left out, and the next one is tried.",
+    "takes-the-best-prefix": "Leave out single states that lower the score: you only choose where to stop.",
     "lower-is-better": "A higher score is better here.",
 }
 
@@ -77,6 +79,14 @@ def telling_kitchens(draw: torch.Generator) -> list[Kitchen]:
     return kitchens
 
 
+def kitchen_of_a_mixed_soup(draw: torch.Generator) -> Kitchen:
+    """Draw a kitchen whose soup has ingredients, so that an answer which tests on the way tests more than once."""
+    while True:
+        kitchen = drawn_kitchen(draw)
+        if _apart(("right", kitchen.right), ("first", max(kitchen.rows, key=kitchen.held_out.of))):
+            return kitchen
+
+
 def balanced_kitchen(draw: torch.Generator) -> Kitchen:
     """Return states of whole numbers: the second best moves the soup to the other side, exactly as far away."""
     held_out = torch.randint(-8, 9, (WIDTH,), generator=draw).float()
@@ -130,6 +140,8 @@ def wrong_soups(kitchen: Kitchen) -> list[tuple[str, Row]]:
         ("takes-the-best-alone", max(rows, key=held_out)),
         ("compares-with-the-last-candidate", _against_the_last(rows, held_out)),
         ("compares-with-the-best-alone", greedy(rows, held_out, accepts=lambda c, _: held_out(c) >= best)),
+        ("stops-at-the-first-refusal", _stopping(rows, held_out)),
+        ("takes-the-best-prefix", _best_prefix(rows, held_out)),
         ("lower-is-better", greedy(rows, lambda row: -held_out(row))),
     ]
 
@@ -146,6 +158,19 @@ def _halving(rows: Sequence[Row], score: Score) -> Row:
         if score(half := mean([soup, row])) >= score(soup):
             soup = half
     return soup
+
+
+def _stopping(rows: Sequence[Row], score: Score) -> Row:
+    ranked = sorted(rows, key=score, reverse=True)
+    held = 1
+    while held < len(ranked) and score(mean(ranked[: held + 1])) >= score(mean(ranked[:held])):
+        held += 1
+    return mean(ranked[:held])
+
+
+def _best_prefix(rows: Sequence[Row], score: Score) -> Row:
+    ranked = sorted(rows, key=score, reverse=True)
+    return max((mean(ranked[:held]) for held in range(1, len(ranked) + 1)), key=score)
 
 
 def _against_the_last(rows: Sequence[Row], score: Score) -> Row:

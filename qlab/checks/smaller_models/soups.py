@@ -70,6 +70,7 @@ def _require_mean(soup: dict[str, Any], states: Sequence[State]) -> None:
         ("leaves-one-out", "Every state belongs into the sum, the first and the last too.", rows[1:].mean(0)),
         ("leaves-one-out", "Every state belongs into the sum, the first and the last too.", rows[:-1].mean(0)),
         ("divides-by-one-too-many", "Divide by the number of states.", rows.sum(0) / (len(rows) + 1)),
+        ("divides-by-one-too-few", "Divide by the number of states.", rows.sum(0) / (len(rows) - 1)),
         ("takes-one-state", "A soup is the mean of all states.", rows[0]),
         ("takes-one-state", "A soup is the mean of all states.", rows[-1]),
         ("median", "The median is not the mean.", rows.median(0).values),
@@ -126,6 +127,12 @@ def _require_half(uniform_soup: LearnerFunction, draw: torch.Generator) -> None:
         f"FP16 states gave a soup in {', '.join(sorted(map(str, dtypes)))}",
         misconception="changes-the-type",
         thought="The soup replaces a model of this type: return each mean in its tensor's own dtype.",
+    )
+    require(
+        any(not torch.equal(torch.as_tensor(soup[name]), states[0][name]) for name in soup),
+        "FP16 tensors are those of the first state, expected their mean",
+        misconception="averages-one-type-only",
+        thought="Weights of 16 bits have a mean too: ask `is_floating_point()`, not for one dtype.",
     )
     # a sum of four quarters or of running means rounds at most four times, by half a step of FP16 each
     steps = (got - want).abs() / 2.0**5  # FP16 numbers between 2^15 and 2^16 are 2^5 apart

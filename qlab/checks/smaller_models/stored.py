@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def check_stored_bytes(stored_bytes: LearnerFunction, draw: torch.Generator) -> 
     with part("compressed rows: a column for each value, and where rows begin"):
         _require_bytes(stored_bytes, _cases(draw), "csr")
     with part("nothing cut, and everything"):
-        full = [(torch.ones(6, 10), 2, 4), (torch.zeros(5, 7), 4, 4)]
+        full = [(torch.ones(6, 8), 2, 4), (torch.zeros(5, 7), 4, 4)]  # 48 bits are whole bytes
         for form in FORMS:
             _require_bytes(stored_bytes, full, form)
 
@@ -63,7 +64,7 @@ def _require_bytes(stored_bytes: LearnerFunction, cases: list[Sizes], form: str)
             thought="Your function computes something but does not hand it back: does it end in `return`?",
         )
         require(
-            isinstance(value, list | tuple | Tensor) and len(value) == len(FORMS),
+            isinstance(value, list | tuple | Tensor | np.ndarray) and len(value) == len(FORMS),
             f"`stored_bytes(weight, value_bytes, index_bytes)` returned {value!r:.60}, expected three numbers",
             misconception="returns-wrong-type",
             thought="Return bytes dense, with a bitmap, and as CSR, in this order.",
@@ -90,10 +91,26 @@ def _suspects(cases: list[Sizes], form: str) -> list[Suspect]:
     )
     common = [
         values_only,
+        slip(
+            "counts-the-zeros",
+            "You count the zeros: the values that are *not* zero are stored.",
+            lambda w, v, i: _right((w == 0).float(), v, i)[form],
+        ),
+        slip(
+            "returns-another-order",
+            "Return the bytes dense, with a bitmap, and as CSR, in this order.",
+            lambda w, v, i: _right(w, v, i)[{"bitmap": "csr", "csr": "bitmap", "dense": "csr"}[form]],
+        ),
         slip("counts-values", "The question is bytes: multiply by the bytes of a value.", lambda w, v, i: w.numel()),
     ]
     named = {
-        "dense": [],
+        "dense": [
+            slip(
+                "takes-the-tensors-bytes",
+                "A value takes `value_bytes` in the file, whatever it takes in this tensor.",
+                lambda w, v, i: w.nbytes,
+            ),
+        ],
         "bitmap": [
             slip(
                 "a-byte-for-a-bit",
@@ -104,6 +121,16 @@ def _suspects(cases: list[Sizes], form: str) -> list[Suspect]:
                 "rounds-bits-down",
                 "The last byte is begun even if it is not full: round up.",
                 lambda w, v, i: _kept(w) * v + w.numel() // 8,
+            ),
+            slip(
+                "begins-a-byte-too-many",
+                "n // 8 + 1 begins one more byte where the bits fill whole ones: ⌈n / 8⌉ is `(n + 7) // 8`.",
+                lambda w, v, i: _kept(w) * v + w.numel() // 8 + 1,
+            ),
+            slip(
+                "rounds-each-row-up",
+                "The bits of all rows stand in one row: round up once, at its end.",
+                lambda w, v, i: _kept(w) * v + len(w) * -(-w.shape[1] // 8),
             ),
             slip(
                 "bits-of-what-stays",

@@ -1,6 +1,7 @@
 """Check of `find_ticket`: rounds of training and pruning, each begun again from the initial weights that are left."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,30 +11,11 @@ from qlab.checks.learner import LearnerFunction
 from qlab.checks.report import Refused, check, part, require
 from qlab.checks.smaller_models.reading import State, as_mask, as_state, copied
 from qlab.checks.smaller_models.topic import TOPIC
+from qlab.checks.smaller_models.trainer import SHAPES, Trainer
 
-SHAPES = {"first": (16, 8), "second": (8, 16)}  # 256 weights: a half and a quarter of them are whole numbers, twice
 CALL = "find_ticket(initial, train, rounds, share)"
-
-
-class Trainer:
-    """A training run that the check stands in for: it notes with what it was called, and what it returned.
-
-    A trained weight depends on its place, the round and where it began; its magnitude says nothing about the initial.
-    """
-
-    def __init__(self, draw: torch.Generator):
-        self._draw = draw
-        self.begun: list[State] = []
-        self.ended: list[State] = []
-
-    def __call__(self, weights: State, masks: State | None = None) -> State:
-        begun = {name: torch.as_tensor(weights[name]).detach().clone() for name in SHAPES}
-        if masks is not None:
-            begun = {name: begun[name] * torch.as_tensor(masks[name]) for name in SHAPES}
-        self.begun.append(begun)
-        moved = {name: 3 * torch.randn(SHAPES[name], generator=self._draw) for name in SHAPES}
-        self.ended.append({name: (begun[name] + moved[name]) * (begun[name] != 0) for name in SHAPES})
-        return copied(self.ended[-1])
+KEEPS = "`share` is what a round cuts: 0.25 leaves three quarters of what was left."
+MOVES = "One weight too many or too few goes in a round: does the one at the threshold stay?"
 
 
 @check(TOPIC, "lottery-rewind", reference.iterative_pruning, points=5)
@@ -67,6 +49,12 @@ def _run(
         misconception="returns-nothing" if returned is None else "returns-wrong-type",
         thought="Return two dicts, the ticket's weights and its masks: `return weights, masks`.",
     )
+    require(
+        not (_is_mask(returned[0]) and not _is_mask(returned[1])),
+        f"`{CALL}` returned masks first, expected (weights, masks)",
+        misconception="swaps-the-results",
+        thought="The ticket's weights come first, then its masks: `return weights, masks`.",
+    )
     weights = as_state(returned[0], initial, call=CALL)
     masks = as_state(returned[1], initial, call=CALL)
     masks = {name: as_mask(masks[name], initial[name], call=CALL) for name in SHAPES}
@@ -83,6 +71,13 @@ def _run(
         thought="Train once in each round, then cut. The ticket itself is returned untrained.",
     )
     return initial, trainer, {name: weights[name].float() for name in SHAPES}, masks
+
+
+def _is_mask(state: Any) -> bool:
+    if not isinstance(state, Mapping) or set(state) != set(SHAPES):
+        return False
+    values = [torch.as_tensor(tensor).double() for tensor in state.values()]
+    return all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in values)
 
 
 def _require_ticket(find_ticket: LearnerFunction, draw: torch.Generator, *, rounds: int, share: float) -> None:
@@ -104,9 +99,9 @@ def _row(state: State) -> Tensor:
     return torch.cat([state[name].reshape(-1) for name in SHAPES])
 
 
-def _cut(scores: Tensor, mask: Tensor, share: float) -> Tensor:
-    """Return the mask without the `share` of what it holds that has the smallest scores."""
-    cut = round(share * int(mask.sum()))
+def _cut(scores: Tensor, mask: Tensor, share: float, more: int = 0) -> Tensor:
+    """Return the mask without the `share` of what it holds that has the smallest scores, and a few `more`."""
+    cut = round(share * int(mask.sum())) + more
     smallest = scores.masked_fill(~mask, torch.inf).argsort()[:cut]
     return mask.clone().index_fill_(0, smallest, False)
 
@@ -133,10 +128,12 @@ def _require_masks(masks: State, want: Tensor, trainer: Trainer, initial: State,
 def _mask_slips(trainer: Trainer, initial: State, share: float) -> list[tuple[str, str, Callable[[Tensor], bool]]]:
     everything = torch.ones(len(_row(initial)), dtype=torch.bool)
 
-    def repeated(scores: Callable[[State], Tensor], start_anew: bool = False) -> Tensor:
+    def repeated(
+        scores: Callable[[State], Tensor], start_anew: bool = False, share: float = share, more: int = 0
+    ) -> Tensor:
         mask = everything
         for ended in trainer.ended:
-            mask = _cut(scores(ended), everything if start_anew else mask, share)
+            mask = _cut(scores(ended), everything if start_anew else mask, share, more)
         return mask
 
     def per_layer() -> Tensor:
@@ -166,6 +163,9 @@ def _mask_slips(trainer: Trainer, initial: State, share: float) -> list[tuple[st
             "Compare magnitudes: a weight of −3 is a large one.",
             lambda: repeated(_row),
         ),
+        ("keeps-the-share", KEEPS, lambda: repeated(lambda e: _row(e).abs(), share=1 - share)),
+        ("threshold-moves-the-count", MOVES, lambda: repeated(lambda e: _row(e).abs(), more=1)),
+        ("threshold-moves-the-count", MOVES, lambda: repeated(lambda e: _row(e).abs(), more=-1)),
         (
             "per-layer-threshold",
             "The share is of all layers together: one threshold for all.",
@@ -207,6 +207,14 @@ def _require_rounds(find_ticket: LearnerFunction, draw: torch.Generator, *, roun
     began = _row(initial)
     for number, begun in enumerate(map(_row, trainer.begun)):
         alive = begun != 0
+        given = trainer.masks[number]
+        require(
+            given is None or number == 0 or torch.equal(_row(given), alive),
+            f"round {number + 1} of {rounds} got masks with {0 if given is None else int(_row(given).sum())} weights"
+            f" True, where {int(alive.sum())} are left",
+            misconception="trains-without-its-masks",
+            thought="Hand `train` the masks of this round: under a mask of True, what was cut would grow back.",
+        )
         message = f"round {number + 1} of {rounds} trained other values than the initial ones that are left"
         if torch.equal(begun, began * alive):
             left = round(len(began) * (1 - share) ** number)

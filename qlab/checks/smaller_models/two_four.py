@@ -21,10 +21,10 @@ LOOK = "Look at one row as groups of four: `weight.view(rows, -1, 4)`."
 def check_two_four(two_four_mask: LearnerFunction, bits_per_weight: LearnerFunction, draw: torch.Generator) -> None:
     """Check `two_four_mask(weight)`, True where a weight stays, and `bits_per_weight(value_bits)`."""
     with part("two of every four neighbors in a row stay"):
-        weight = torch.randn(4 * drawn(1, 2, draw), 4 * drawn(2, 5, draw), generator=draw)
+        weight = torch.randn(8, 4 * drawn(4, 6, draw), generator=draw)
         _require_two_of_four(_mask(two_four_mask, weight), weight, which=False)
     with part("they are the two of the largest magnitude"):
-        weight = torch.randn(4 * drawn(1, 2, draw), 4 * drawn(3, 5, draw), generator=draw)
+        weight = torch.randn(8, 4 * drawn(4, 6, draw), generator=draw)
         _require_two_of_four(_mask(two_four_mask, weight), weight, which=True)
     with part("equal magnitudes and zeros: still two"):
         weight = torch.randint(-1, 2, (8, 16), generator=draw).float()
@@ -80,6 +80,12 @@ def _slips(mask: Tensor, weight: Tensor) -> list[tuple[str, str, Callable[[], bo
             return largest_two(mask.t(), weight.abs().float().t())
         return False
 
+    def groups_apart() -> bool:
+        def gathered(tensor: Tensor) -> Tensor:
+            return tensor.reshape(len(tensor), 4, -1).transpose(1, 2)
+
+        return largest_two(gathered(mask), gathered(magnitudes))
+
     def half_of(rows: Tensor, row_masks: Tensor) -> bool:
         halves = all(2 * int(m.sum()) == len(m) for m in row_masks)
         ordered = (v[m].min() >= v[~m].max() for v, m in zip(rows, row_masks, strict=True))
@@ -100,6 +106,11 @@ def _slips(mask: Tensor, weight: Tensor) -> list[tuple[str, str, Callable[[], bo
             "half-of-everything",
             "Half of the weights stay, but not two of each four: the hardware needs the pattern in every group.",
             lambda: half_of(*whole) or half_of(*in_rows),
+        ),
+        (
+            "groups-far-apart",
+            "`reshape(rows, 4, -1)` groups values a quarter of a row apart: neighbors are `reshape(rows, -1, 4)`.",
+            groups_apart,
         ),
         (
             "groups-down-the-columns",
@@ -125,7 +136,7 @@ def _slips(mask: Tensor, weight: Tensor) -> list[tuple[str, str, Callable[[], bo
 
 
 def _require_bits(bits_per_weight: LearnerFunction, draw: torch.Generator) -> None:
-    widths = [16, 8, 32, drawn(2, 7, draw)]
+    widths = [16, 8, 32, 2 * drawn(1, 3, draw) + 1]
     want = [(2 * bits + 2 * 2) / 4 for bits in widths]
 
     def slip(misconception: str, thought: str, formula: Callable[[int], float]) -> Suspect:
@@ -142,6 +153,11 @@ def _require_bits(bits_per_weight: LearnerFunction, draw: torch.Generator) -> No
             ),
             slip("keeps-the-zeros", "The two that go are not stored.", float),
             slip("one-position-a-group", "Both values of a group have a position.", lambda b: (2 * b + 2) / 4),
+            slip(
+                "drops-the-fraction",
+                "A weight of 5-bit values costs three and a half bits: divide with `/`, where `//` drops the half.",
+                lambda b: (2 * b + 4) // 4,
+            ),
             slip("bits-of-a-group", "Divide by the four weights of a group.", lambda b: 2 * b + 4),
             slip("bits-of-what-stays", "Divide by all four weights, those that went as well.", lambda b: b + 2),
             slip(

@@ -13,6 +13,7 @@ from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
 from qlab.checks.smaller_models.topic import TOPIC
+from qlab.checks.smaller_models.unit_places import refuse_what_is_proved
 
 CALL = "remove_units(first, second, keep)"
 # of the largest output: FP32 sums of at most 24 terms in another order differ by some 1e-7 of it; the weakest unit
@@ -25,6 +26,7 @@ THOUGHTS = {
     "counts-what-comes-out": "A unit that is read strongly may be almost silent: multiply by the norm of its row.",
     "adds-the-norms": "A unit's share of the output is a product of its row and its column: multiply the norms.",
     "keeps-the-first": "You keep the first units: order them by strength.",
+    "sums-the-magnitudes": "The norm is the Euclidean one, the root of the sum of squares: `weight.norm(dim=…)`.",
     "counts-the-bias": "The task's strength is of the weights alone: a bias is the same for every input.",
 }
 
@@ -43,7 +45,7 @@ class Pair(NamedTuple):
 @check(TOPIC, "remove-units", reference.unit_scores, reference.largest_units, reference.remove_units, points=5)
 def check_remove_units(remove_units: LearnerFunction, draw: torch.Generator) -> None:
     """Check `remove_units(first, second, keep)`, which returns two new, smaller linear layers."""
-    keep = drawn(2, 4, draw)
+    keep = drawn(3, 4, draw)
     with part("the layers are smaller: shapes, and bytes held"):
         _require_held_bytes(_removed(remove_units, _drawn_pair(keep, draw), keep))
     with part("the strongest units stay, and compute what they did"):
@@ -68,13 +70,21 @@ def check_remove_units(remove_units: LearnerFunction, draw: torch.Generator) -> 
 def _drawn_pair(keep: int, draw: torch.Generator, *, uneven: bool = False, bias: bool = False) -> Pair:
     """Draw two layers with ten hidden units, no two of which are nearly as strong.
 
+    The order of strength is not that of the places, nor its reverse, so that nobody mixes them up unseen.
     Uneven: every other way to choose units that has a name below chooses others.
     """
     while True:
         pair = _any_pair(draw, uneven=uneven, bias=bias)
         chosen = [_kept(scores, keep) for scores in (_strengths(pair), *_other_scores(pair).values())]
+        if _in_order_of_places(pair, keep):
+            continue
         if not uneven or all(not torch.equal(a, b) for a, b in combinations(chosen, 2)):
             return pair
+
+
+def _in_order_of_places(pair: Pair, keep: int) -> bool:
+    places = _strengths(pair).topk(keep).indices.tolist()
+    return sorted(places) in (places, places[::-1])
 
 
 def _any_pair(draw: torch.Generator, *, uneven: bool, bias: bool) -> Pair:
@@ -82,9 +92,11 @@ def _any_pair(draw: torch.Generator, *, uneven: bool, bias: bool) -> Pair:
     first, second = nn.Linear(inside, HIDDEN, bias=bias), nn.Linear(HIDDEN, outside, bias=bias)
     strengths = 1.5 ** torch.randperm(HIDDEN, generator=draw).float()
     tilt = 2.0 ** torch.randint(-3, 4, (HIDDEN,), generator=draw) if uneven else torch.ones(HIDDEN)
+    # the fifth power leaves one large weight of a few: two norms that agree on the others disagree on such units
+    power = 1 + 4 * torch.randint(0, 2, (HIDDEN, 1), generator=draw) if uneven else torch.ones(HIDDEN, 1)
     with torch.no_grad():
-        rows = functional.normalize(torch.randn(HIDDEN, inside, generator=draw), dim=1)
-        columns = functional.normalize(torch.randn(outside, HIDDEN, generator=draw), dim=0)
+        rows = functional.normalize(torch.randn(HIDDEN, inside, generator=draw) ** power, dim=1)
+        columns = functional.normalize(torch.randn(outside, HIDDEN, generator=draw) ** power.t(), dim=0)
         first.weight.copy_(rows * (strengths.sqrt() * tilt)[:, None])
         second.weight.copy_(columns * (strengths.sqrt() / tilt))
         if bias:  # large where a unit is weak, so that counting it changes the order; positive, so that none is dead
@@ -101,6 +113,7 @@ def _other_scores(pair: Pair) -> dict[str, Tensor]:
         "counts-what-goes-in": rows,
         "counts-what-comes-out": columns,
         "adds-the-norms": rows + columns,
+        "sums-the-magnitudes": pair.first.weight.detach().abs().sum(1) * pair.second.weight.detach().abs().sum(0),
         "keeps-the-first": -torch.arange(HIDDEN).float(),
     }
     if pair.first.bias is not None:
@@ -135,7 +148,11 @@ def _removed(remove_units: LearnerFunction, pair: Pair, keep: int) -> Pair:
 
 
 def _named(returned: Any) -> str:
-    return f"({', '.join(type(v).__name__ for v in returned)})" if isinstance(returned, tuple) else str(type(returned))
+    return (
+        f"({', '.join(type(v).__name__ for v in returned)})"
+        if isinstance(returned, tuple | list)
+        else type(returned).__name__
+    )
 
 
 def _require_shapes(smaller: Pair, pair: Pair, keep: int) -> None:
@@ -183,6 +200,7 @@ def _require_function(remove_units: LearnerFunction, pair: Pair, keep: int, draw
         for misconception, thought, output in _slips(pair, keep, x):
             if _near(got, output.double()):
                 raise Refused(message, misconception=misconception, thought=thought)
+        refuse_what_is_proved(smaller, pair, message, right=lambda repaired: _near(repaired(x).double(), want))
     raise Refused(
         message,
         misconception="wrong-value",
@@ -209,7 +227,7 @@ def _slips(pair: Pair, keep: int, x: Tensor) -> list[tuple[str, str, Tensor]]:
     others = _other_scores(pair).items()
     found = [(name, THOUGHTS[name], pair.output(x, _kept(scores, keep))) for name, scores in others]
     if pair.first.bias is not None:
-        lost = "A new `nn.Linear` needs the kept units' biases, and the second layer's bias as it was."
+        lost = "A new `nn.Linear` needs the kept units' own biases, and the second layer's bias as it was."
         for first, second in ((False, False), (True, False), (False, True)):
             found.append(("loses-the-bias", lost, without(first_bias=first, second_bias=second)))
     return found

@@ -188,8 +188,29 @@ class InNumpy(torch.optim.Optimizer):
             self.state[parameters[number]] = dict(state)
 
 
+class ClearsTheGradients(Skeleton):
+    """Use a gradient up: no later step may read it."""
+
+    def update(self, p, state, group):
+        super().update(p, state, group)
+        p.grad = None
+
+
+class FirstStepWithoutCodes(Skeleton):
+    """Begin with moments that were never codes, and count in a tensor."""
+
+    def update(self, p, state, group):
+        zeros = (torch.zeros_like(p), torch.zeros_like(p))
+        moments = self.moments(state) if state else zeros
+        state["step"] = state.get("step", torch.tensor(0.0)) + 1
+        self.move(p, *moments, {"step": int(state["step"])}, group)
+        self.keep(state, *moments)
+
+
 for answer in (
     ByQlab,
+    ClearsTheGradients,
+    FirstStepWithoutCodes,
     Skeleton,
     InBlocksOf128,
     CodesInPlace,
@@ -333,6 +354,38 @@ class TheRateItWasMadeWith(Skeleton):
 class ReadsTheRateOnce(Skeleton):
     def move(self, p, m, v, state, group):
         super().move(p, m, v, state, {**group, "lr": state.setdefault("lr", group["lr"])})
+
+
+@BANK.wrong("ignores-the-betas")
+class TheUsualBetas(Skeleton):
+    def move(self, p, m, v, state, group):
+        super().move(p, m, v, state, {**group, "betas": (0.9, 0.999)})
+
+
+@BANK.wrong("keeps-the-corrected-moments")
+class KeepsTheCorrectedMoments(Skeleton):
+    def move(self, p, m, v, state, group):
+        super().move(p, m, v, state, group)
+        for moment, beta in zip((m, v), group["betas"], strict=True):
+            moment.div_(1 - beta ** state["step"])
+
+
+@BANK.wrong("steps-with-the-rounded-moments")
+class StepsWithRoundedSquares(Skeleton):
+    def move(self, p, m, v, state, group):
+        m.lerp_(p.grad, 1 - group["betas"][0])
+        v.lerp_(p.grad**2, 1 - group["betas"][1])
+        first, second = (1 - beta ** state["step"] for beta in group["betas"])
+        rounded = from_codes(*to_codes(v, UNSIGNED), UNSIGNED)
+        p -= group["lr"] * (m / first) / ((rounded / second).sqrt() + group["eps"])
+
+
+@BANK.wrong("goes-on-differently")
+class TakesAbsmaxesForBytes(Skeleton):
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state.update({f"{name}_absmax": state[f"{name}_absmax"].byte().float() for name in CODES})
 
 
 @BANK.wrong("keeps-its-state-elsewhere")

@@ -1,4 +1,4 @@
-"""Answers to `adam_step`, exercise `adam-step`."""
+"""Answers to `adam_step`, exercise `adam_step`."""
 # ruff: noqa: PLR0913, PLR0917 - the arguments of Algorithm 1
 
 import math
@@ -162,6 +162,13 @@ def the_short_form_with_the_same_epsilon(parameter, gradient, exp_avg, exp_avg_s
 def rmsprop_with_correction(parameter, gradient, exp_avg, exp_avg_sq, step, lr, betas, eps):
     m, v = exp_avg.lerp(gradient, 1 - betas[0]), exp_avg_sq.lerp(gradient**2, 1 - betas[1])
     return parameter - lr * gradient / ((v / (1 - betas[1] ** step)).sqrt() + eps), m, v
+
+
+@BANK.wrong("never-moves")
+def moves_before_it_averages(parameter, gradient, exp_avg, exp_avg_sq, step, lr, betas, eps):
+    m, v = exp_avg.lerp(gradient, 1 - betas[0]), exp_avg_sq.lerp(gradient**2, 1 - betas[1])
+    first, second = (1 - beta**step for beta in betas)
+    return parameter - lr * (exp_avg / first) / ((exp_avg_sq / second).sqrt() + eps), m, v
 
 
 @BANK.wrong("returns-nothing")

@@ -1,4 +1,4 @@
-"""Answers to `dynamic_map`, exercise `dynamic-map`."""
+"""Answers to `dynamic_map`, exercise `dynamic_map`."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""Answers to `mended_adam`, exercise `adam-as-printed`."""
+"""Answers to `mended_adam`, exercise `adam_as_printed`."""
 # ruff: noqa: PLR0913, PLR0917 - the arguments of the printed loop
 
 import math

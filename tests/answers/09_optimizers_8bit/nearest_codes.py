@@ -1,4 +1,4 @@
-"""Answers to `nearest_codes`, exercise `nearest-code`."""
+"""Answers to `nearest_codes`, exercise `nearest_code`."""
 
 import bisect
 
@@ -170,6 +170,16 @@ def flattened(x, codebook):
 @BANK.wrong("not-the-nearest")
 def boundaries_a_little_off(x, codebook):
     return torch.bucketize(x, 0.45 * codebook[1:] + 0.55 * codebook[:-1]).to(torch.uint8)
+
+
+@BANK.wrong("clamps-to-one")
+def takes_the_ends_for_one(x, codebook):
+    return torch.bucketize(x.clamp(-1, 1), middles(codebook)).to(torch.uint8)
+
+
+@BANK.wrong("not-the-nearest")
+def the_smallest_relative_distance(x, codebook):
+    return (x[..., None] / codebook - 1).abs().argmin(-1).to(torch.uint8)
 
 
 @BANK.wrong("returns-nothing")

@@ -1,4 +1,4 @@
-"""Answers to `quantize_moments` and `dequantize_moments`, exercise `blockwise-state`."""
+"""Answers to `quantize_moments` and `dequantize_moments`, exercise `blockwise_state`."""
 
 import numpy as np
 import torch
@@ -301,6 +301,22 @@ BANK.add("returns_nothing", nothing, second_first, misconception="returns-nothin
 BANK.add("returns_nothing_on_the_way_back", both, nothing, misconception="returns-nothing")
 
 
+def in_blocks_of_256(exp_avg, exp_avg_sq, block_size):
+    return both(exp_avg, exp_avg_sq, 256)
+
+
+def back_from_blocks_of_256(codes, absmax, codes_sq, absmax_sq, block_size):
+    return there_and_back(codes, absmax, codes_sq, absmax_sq, 256)
+
+
+def largest_without_abs(exp_avg, exp_avg_sq, block_size):
+    blocks = padded(exp_avg, block_size)
+    absmax = blocks.amax(1)
+    normalized = blocks / torch.where(absmax == 0, 1.0, absmax)[:, None]
+    codes = nearest_codes(normalized, SIGNED).flatten()[: exp_avg.numel()].view(exp_avg.shape)
+    return codes, absmax, *rows(exp_avg_sq, UNSIGNED, block_size)
+
+
 def one_absmax_a_value(codes, absmax, codes_sq, absmax_sq, block_size):
     return SIGNED[codes.long()] * absmax, UNSIGNED[codes_sq.long()] * absmax_sq
 
@@ -319,6 +335,9 @@ def there_and_back(codes, absmax, codes_sq, absmax_sq, block_size):
     return spread(codes, absmax, SIGNED, block_size), spread(codes_sq, absmax_sq, UNSIGNED, block_size)
 
 
+BANK.add("takes_256_for_granted", in_blocks_of_256, back_from_blocks_of_256, misconception="ignores-the-block-size")
+BANK.add("takes_256_on_the_way_back", both, back_from_blocks_of_256, misconception="ignores-the-block-size")
+BANK.add("largest_without_abs", largest_without_abs, there_and_back, misconception="forgets-negative-values")
 BANK.answers.append(
     Answer("blockwise-state", "forgets_the_blocks_of_values", (both, one_absmax_a_value), outcome="crashed")
 )

@@ -1,4 +1,4 @@
-"""Answers to `double_quantize` and `bits_per_weight`, exercise `double-quantization`."""
+"""Answers to `double_quantize` and `bits_per_weight`, exercise `double_quantization`."""
 
 from math import ceil
 
@@ -140,6 +140,7 @@ there("smallest", "smallest-for-mean", coded(center=torch.min))
 there("middle_of_the_range", "middle-for-mean", coded(center=lambda absmax: (absmax.min() + absmax.max()) / 2))
 there("the_level_below", "floors", coded(find=below))
 there("even_steps", "even-steps", coded(find=lambda values, _: (values * 127).round() + 127))
+there("even_grid", "even-steps", coded(find=lambda values, _: nearest(values, torch.linspace(-1, 1, 256))))
 there("largest_of_all", "one-scale-for-all", coded(constants=lambda rows: rows.abs().max().expand(len(rows))))
 there("largest_not_of_magnitudes", "forgets-the-sign", coded(constants=lambda rows: rows.amax(1)))
 there("codes_as_int64", "wide-codes", lambda a, c, s: (quantize(a, c, s)[0].long(), *quantize(a, c, s)[1:]))

@@ -1,4 +1,4 @@
-"""Answers to `fine_tune`, exercise `fine-tune-budget`."""
+"""Answers to `fine_tune`, exercise `fine_tune_budget`."""
 
 import copy
 
@@ -137,7 +137,13 @@ wrong(
 )
 wrong("rank_sixteen", "rank-too-large", tuned(single, rank=lambda *_: 16))
 wrong("rank_one_more", "rank-too-large", tuned(single, rank=lambda *args: rank_of(*args) + 1))
-wrong("rank_three_always", "rank-too-large", tuned(single, rank=lambda *_: 3))
+wrong(
+    "half_a_byte_for_a_weight",
+    "rank-too-large",
+    tuned(single, rank=lambda model, budget: rank_of(model, budget + sum(w.numel() for w in model.parameters()) / 16)),
+)
+wrong("by_sgd", "other-optimizer", tuned(single, adam=torch.optim.SGD))
+wrong("rank_three_always", "rank-too-small", tuned(single, rank=lambda *_: 3))
 wrong("rank_one", "rank-too-small", tuned(single, rank=lambda *_: 1))
 wrong("rank_two_always", "rank-too-small", tuned(single, rank=lambda *_: 2))
 wrong(

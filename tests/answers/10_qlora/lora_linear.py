@@ -1,4 +1,4 @@
-"""Answers to `LoRALinear`, exercise `lora-linear`."""
+"""Answers to `LoRALinear`, exercise `lora_linear`."""
 
 import copy
 import math
@@ -93,6 +93,12 @@ class InALinear(nn.Linear):
 
     def forward(self, x):
         return super().forward(x) + F.linear(F.linear(x * self.scaling, self.lora_a), self.lora_b)
+
+
+@BANK.wrong("scale-rounded-down")
+class WholeScale(Base):
+    def __init__(self, linear, rank, alpha):
+        super().__init__(linear, rank, alpha // rank * rank)
 
 
 @BANK.wrong("b-is-random")

@@ -1,4 +1,4 @@
-"""Answers to `update_lost` and `largest_useful_rank`, exercise `lossless-merge`."""
+"""Answers to `update_lost` and `largest_useful_rank`, exercise `lossless_merge`."""
 
 import math
 
@@ -87,6 +87,8 @@ def norm(values):
 wrong("over_the_weight", "relative-to-the-weight", lambda w, u, q: norm(q(w + u) - w - u) / norm(w + u))
 wrong("over_the_base", "relative-to-the-weight", lambda w, u, q: norm(q(w + u) - w - u) / norm(w))
 wrong("merges_and_stops", "forgets-to-requantize", lambda w, u, q: norm((w + u) - (w + u)) / norm(u))
+wrong("takes_away_what_was_added", "forgets-to-requantize", lambda w, u, q: norm(w + u - w - u) / norm(u))
+wrong("codes_of_the_base_too", "quantizes-the-base-too", lambda w, u, q: norm(q(w + u) - q(w) - u) / norm(u))
 wrong("says_lossless", "forgets-to-requantize", lambda w, u, q: 0.0)
 wrong("from_the_base", "compares-with-the-base", lambda w, u, q: norm(q(w + u) - w) / norm(u))
 wrong("update_alone", "quantizes-the-update-alone", lambda w, u, q: norm(q(u) - u) / norm(u))

@@ -1,4 +1,4 @@
-"""Answers to `merge_adapter`, exercise `merge-adapter`."""
+"""Answers to `merge_adapter`, exercise `merge_adapter`."""
 
 import numpy as np
 import torch
@@ -127,6 +127,11 @@ def cuts_to_bf16(weight, a, b, scaling):
     if weight.dtype == torch.float32:
         return merged
     return (merged.view(torch.int32) & ~0xFFFF).view(torch.float32).bfloat16()
+
+
+@BANK.wrong("rounds-before-adding")
+def product_rounded_before_it_is_scaled(weight, lora_a, lora_b, scaling):
+    return (weight.float() + scaling * (lora_b @ lora_a).to(weight.dtype).float()).to(weight.dtype)
 
 
 @BANK.wrong("returns-nothing")

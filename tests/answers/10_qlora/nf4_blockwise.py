@@ -1,4 +1,4 @@
-"""Answers to `quantize_blocks` and `dequantize_blocks`, exercise `nf4-blockwise`."""
+"""Answers to `quantize_blocks` and `dequantize_blocks`, exercise `nf4_blockwise`."""
 
 import numpy as np
 import torch
@@ -228,6 +228,7 @@ def floats(x, codebook, size):
 
 
 there("half_of_the_values", "not-a-byte", floats)
+there("into_nf4_whatever_is_given", "own-codebook", lambda x, codebook, size: quantize(x, codebooks.NF4, size))
 there("returns_codes_alone", "returns-wrong-type", lambda x, codebook, size: quantize(x, codebook, size)[0])
 there("returns_nothing", "returns-nothing", lambda x, codebook, size: None)
 

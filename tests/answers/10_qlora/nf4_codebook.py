@@ -1,4 +1,4 @@
-"""Answers to `nf4_codebook`, exercise `nf4-codebook`."""
+"""Answers to `nf4_codebook`, exercise `nf4_codebook`."""
 
 from statistics import NormalDist
 

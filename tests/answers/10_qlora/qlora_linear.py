@@ -1,4 +1,4 @@
-"""Answers to `qlora_linear`, exercise `qlora-linear`."""
+"""Answers to `qlora_linear`, exercise `qlora_linear`."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Answers to `distillation_loss`, exercise `distillation-loss`."""
+"""Answers to `distillation_loss`, exercise `distillation_loss`."""
 
 import numpy as np
 import torch
@@ -97,6 +97,17 @@ wrong("hard_at_temperature", "softens-the-hard-loss", hard=lambda s, y, T: F.cro
 wrong("mean_of_all", "mean-over-classes", lambda s, t, T: right_soft(s, t, T) / s.shape[1])
 wrong("summed", "sum-over-rows", lambda s, t, T: right_soft(s, t, T) * len(s))
 wrong("crossed", "cross-entropy-for-kl", lambda s, t, T: T**2 * F.cross_entropy(s / T, (t / T).softmax(1)))
+wrong(
+    "softmax_goes_in_first",
+    "probabilities-for-logarithms",
+    lambda s, t, T: T**2 * F.kl_div((s / T).softmax(1), (t / T).softmax(1), reduction="batchmean"),
+)
+wrong(
+    "log_target_unsaid",
+    "logarithm-of-a-logarithm",
+    lambda s, t, T: T**2 * F.kl_div((s / T).log_softmax(1), (t / T).log_softmax(1), reduction="batchmean"),
+)
+wrong("hard_of_softmax", "softmax-before-cross-entropy", hard=lambda s, y, T: F.cross_entropy(s.softmax(1), y))
 wrong("weights_swapped", "swaps-the-weights", mix=lambda a, b, T, w: (1 - w) * a + w * b)
 wrong("whole_hard", "adds-the-whole-hard-loss", mix=lambda a, b, T, w: w * a + b)
 wrong("times_temperature", "multiplies-by-temperature", lambda s, t, T: T**2 * kl(s, t, 1 / T))

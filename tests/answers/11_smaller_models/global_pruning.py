@@ -1,4 +1,6 @@
-"""Answers to `global_masks`, exercise `global-pruning`."""
+"""Answers to `global_masks`, exercise `global_pruning`."""
+
+import math
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ def sorts_positions(weights, sparsity):
 @BANK.right
 def topk_of_what_stays_as_floats(weights, sparsity):
     squares = row_of(weights).double() ** 2
-    stay = len(squares) - int(sparsity * len(squares))
+    stay = len(squares) - round(sparsity * len(squares))
     kept = torch.zeros(len(squares))
     kept[squares.topk(stay).indices] = 1.0
     return split(kept, weights)
@@ -103,6 +105,28 @@ def by_torch_pruning_of_one_fewer(weights, sparsity):
     kept = torch.ones(len(magnitudes), dtype=torch.bool)
     kept[magnitudes.argsort()[: max(0, round(sparsity * len(magnitudes)) - 1)]] = False
     return split(kept, weights)
+
+
+def smallest_go(weights, count):
+    magnitudes = row_of(weights).abs()
+    kept = torch.ones(len(magnitudes), dtype=torch.bool)
+    kept[magnitudes.argsort()[:count]] = False
+    return split(kept, weights)
+
+
+@BANK.wrong("rounds-another-way")
+def drops_the_fraction(weights, sparsity):
+    return smallest_go(weights, int(sparsity * len(row_of(weights)) + 1e-6))
+
+
+@BANK.wrong("rounds-another-way")
+def rounds_up(weights, sparsity):
+    return smallest_go(weights, math.ceil(sparsity * len(row_of(weights)) - 1e-6))
+
+
+@BANK.wrong("keeps-the-share")
+def sparsity_is_what_stays(weights, sparsity):
+    return smallest_go(weights, round((1 - sparsity) * len(row_of(weights))))
 
 
 @BANK.wrong("per-layer-threshold")

@@ -1,4 +1,4 @@
-"""Answers to `greedy_soup`, exercise `greedy-soup`."""
+"""Answers to `greedy_soup`, exercise `greedy_soup`."""
 
 import torch
 
@@ -135,6 +135,42 @@ def against_the_last_try(states, held_out, test):
         last = score
     soup = mean(chosen)
     return soup, test(soup)
+
+
+@BANK.wrong("stops-at-the-first-refusal")
+def stops(states, held_out, test):
+    ranked = sorted(states, key=held_out, reverse=True)
+    chosen = ranked[:1]
+    for state in ranked[1:]:
+        if held_out(mean([*chosen, state])) < held_out(mean(chosen)):
+            break
+        chosen.append(state)
+    soup = mean(chosen)
+    return soup, test(soup)
+
+
+@BANK.wrong("takes-the-best-prefix")
+def the_best_prefix(states, held_out, test):
+    ranked = sorted(states, key=held_out, reverse=True)
+    soup = max((mean(ranked[:held]) for held in range(1, len(ranked) + 1)), key=held_out)
+    return soup, test(soup)
+
+
+@BANK.wrong("reads-the-test-set")
+def tests_each_soup_on_the_way(states, held_out, test):
+    ranked = sorted(states, key=held_out, reverse=True)
+    chosen, scores = ranked[:1], [test(ranked[0])]
+    for state in ranked[1:]:
+        if held_out(mean([*chosen, state])) >= held_out(mean(chosen)):
+            chosen.append(state)
+            scores.append(test(mean(chosen)))
+    return mean(chosen), scores[-1]
+
+
+@BANK.wrong("reports-another-score")
+def tests_the_best_state(states, held_out, test):
+    soup, _ = list_of_ingredients(states, held_out, lambda state: 0.0)
+    return soup, test(max(states, key=held_out))
 
 
 @BANK.wrong("reads-the-test-set")

@@ -1,4 +1,4 @@
-"""Answers to `find_ticket`, exercise `lottery-rewind`."""
+"""Answers to `find_ticket`, exercise `lottery_rewind`."""
 
 import copy
 
@@ -174,6 +174,46 @@ def in_place(initial, train, rounds, share):
 @BANK.wrong("returns-wrong-type")
 def only_the_weights(initial, train, rounds, share):
     return round_by_round(initial, train, rounds, share)[0]["first"]
+
+
+@BANK.wrong("trains-without-its-masks")
+def masks_of_the_first_round(initial, train, rounds, share):
+    every = ones(initial)
+    return round_by_round(initial, lambda weights, masks: train(weights, every), rounds, share)
+
+
+@BANK.wrong("swaps-the-results")
+def masks_first(initial, train, rounds, share):
+    return round_by_round(initial, train, rounds, share)[::-1]
+
+
+@BANK.wrong("keeps-the-share")
+def share_is_what_stays(initial, train, rounds, share):
+    return round_by_round(initial, train, rounds, 1 - share)
+
+
+@BANK.wrong("threshold-moves-the-count")
+def at_the_threshold_too(initial, train, rounds, share):
+    masks = ones(initial)
+    for _ in range(rounds):
+        trained = train(times(initial, masks), masks)
+        left = row(trained)[row(masks)].abs()
+        limit = left.sort().values[int(share * len(left))]
+        masks = {name: masks[name] & (trained[name].abs() > limit) for name in masks}
+    return times(initial, masks), masks
+
+
+@BANK.right
+def in_place_on_its_own_copies(initial, train, rounds, share):
+    weights = {name: weight.clone() for name, weight in initial.items()}
+    masks = {name: torch.ones_like(weight) for name, weight in initial.items()}
+    for _ in range(rounds):
+        trained = train(weights, masks)
+        kept = cut(sizes(trained), {name: mask.bool() for name, mask in masks.items()}, share)
+        for name, mask in masks.items():
+            mask.mul_(kept[name])
+            weights[name].mul_(kept[name])
+    return weights, masks
 
 
 @BANK.wrong("trains-cut-weights")

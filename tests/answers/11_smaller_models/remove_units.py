@@ -1,4 +1,4 @@
-"""Answers to `remove_units`, exercise `remove-units`."""
+"""Answers to `remove_units`, exercise `remove_units`."""
 
 import copy
 
@@ -153,12 +153,38 @@ def forgets_the_first_bias(first, second, keep):
     return built(first, second, strengths(first, second).topk(keep).indices, first_bias=False)
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("loses-the-bias")
 def biases_of_the_first_units(first, second, keep):
     a, b = strongest_first(first, second, keep)
     if a.bias is not None:
         a.bias = nn.Parameter(first.bias[:keep].clone())
     return a, b
+
+
+@BANK.wrong("invents-a-bias")
+def layers_always_with_a_bias(first, second, keep):
+    a, b = strongest_first(first, second, keep)
+    with_bias = nn.Linear(a.in_features, keep), nn.Linear(keep, b.out_features)
+    for made, values in zip(with_bias, (a, b), strict=True):
+        made.weight = values.weight
+        if values.bias is not None:
+            made.bias = values.bias
+    return with_bias
+
+
+@BANK.wrong("loses-the-bias")
+def biases_stay_as_drawn(first, second, keep):
+    a, b = strongest_first(first, second, keep)
+    for made in (a, b):
+        if made.bias is not None:
+            nn.init.uniform_(made.bias, 0.1, 0.3)
+    return a, b
+
+
+@BANK.wrong("sums-the-magnitudes")
+def sums_of_magnitudes(first, second, keep):
+    scores = first.weight.abs().sum(1) * second.weight.abs().sum(0)
+    return built(first, second, scores.topk(keep).indices)
 
 
 @BANK.wrong("counts-the-bias")
@@ -167,11 +193,19 @@ def bias_as_another_weight(first, second, keep):
     return built(first, second, (rows.norm(dim=1) * second.weight.norm(dim=0)).topk(keep).indices)
 
 
-@BANK.wrong("wrong-value")
+@BANK.wrong("orders-differ")
 def columns_in_another_order(first, second, keep):
     kept = strengths(first, second).topk(keep).indices
     a, b = built(first, second, kept)
     b.weight = nn.Parameter(second.weight[:, kept.sort().values.flip(0)].clone())
+    return a, b
+
+
+@BANK.wrong("orders-differ")
+def sorts_the_columns_only(first, second, keep):
+    kept = strengths(first, second).topk(keep).indices
+    a, b = built(first, second, kept)
+    b.weight = nn.Parameter(second.weight[:, kept.sort().values].clone())
     return a, b
 
 

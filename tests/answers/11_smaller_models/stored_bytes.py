@@ -1,4 +1,4 @@
-"""Answers to `stored_bytes`, exercise `half-the-weights`."""
+"""Answers to `stored_bytes`, exercise `half_the_weights`."""
 
 import math
 
@@ -50,6 +50,22 @@ def with_numpys_packbits(weight, value_bytes, index_bytes):
     return torch.tensor([weight.numel() * value_bytes, kept * value_bytes + np.packbits(places).nbytes, csr])
 
 
+@BANK.right
+def a_numpy_array(weight, value_bytes, index_bytes):
+    return np.array(by_formula(weight, value_bytes, index_bytes))
+
+
+@BANK.wrong("counts-the-zeros")
+def counts_the_zeros(weight, value_bytes, index_bytes):
+    return by_formula((weight == 0).float(), value_bytes, index_bytes)
+
+
+@BANK.wrong("returns-another-order")
+def csr_before_bitmap(weight, value_bytes, index_bytes):
+    dense, bitmap, csr = by_formula(weight, value_bytes, index_bytes)
+    return dense, csr, bitmap
+
+
 def built(*, dense=None, bitmap=None, csr=None):
     def answer(weight, v, i):
         right = by_formula(weight, v, i)
@@ -73,6 +89,9 @@ wrong("a_file_without_zeros", "zeros-cost-nothing", dense=values_only)
 wrong("counts_values", "counts-values", dense=lambda w, k, v, i: w.numel())
 wrong("bool_mask", "a-byte-for-a-bit", bitmap=lambda w, k, v, i: k * v + w.numel())
 wrong("bits_rounded_down", "rounds-bits-down", bitmap=lambda w, k, v, i: k * v + w.numel() // 8)
+wrong("a_byte_more", "begins-a-byte-too-many", bitmap=lambda w, k, v, i: k * v + w.numel() // 8 + 1)
+wrong("bits_of_each_row", "rounds-each-row-up", bitmap=lambda w, k, v, i: k * v + len(w) * math.ceil(w.shape[1] / 8))
+wrong("of_the_tensor", "takes-the-tensors-bytes", dense=lambda w, k, v, i: w.nbytes)
 wrong("bits_of_the_kept", "bits-of-what-stays", bitmap=lambda w, k, v, i: k * v + math.ceil(k / 8))
 wrong("bits_and_all_values", "keeps-the-zeros", bitmap=lambda w, k, v, i: w.numel() * v + math.ceil(w.numel() / 8))
 wrong("bits_in_fractions", "wrong-value", bitmap=lambda w, k, v, i: k * v + w.numel() / 8)

@@ -1,4 +1,4 @@
-"""Answers to `two_four_mask` and `bits_per_weight`, exercise `two-four`."""
+"""Answers to `two_four_mask` and `bits_per_weight`, exercise `two_four`."""
 
 import numpy as np
 import torch
@@ -79,6 +79,12 @@ def down_the_columns(weight):
     return by_topk(weight.t().contiguous()).t()
 
 
+def four_long_rows(weight):
+    groups = weight.abs().reshape(len(weight), 4, -1)
+    kept = torch.zeros(groups.shape, dtype=torch.bool)
+    return kept.scatter(1, groups.topk(2, dim=1).indices, True).reshape(weight.shape)
+
+
 def smallest(weight):
     return by_topk(1 / (weight.abs() + 1e-3))
 
@@ -124,6 +130,7 @@ def a_view_of_four(weight):
 BANK.add("half_of_all", half_of_all, bits, misconception="half-of-everything")
 BANK.add("half_of_each_row", half_of_each_row, bits, misconception="half-of-everything")
 BANK.add("down_the_columns", down_the_columns, bits, misconception="groups-down-the-columns")
+BANK.add("four_long_rows", four_long_rows, bits, misconception="groups-far-apart")
 BANK.add("smallest", smallest, bits, misconception="keeps-the-smallest")
 BANK.add("signed", signed, bits, misconception="ignores-the-sign")
 BANK.add("at_least_the_second", at_least_the_second, bits, misconception="threshold-moves-the-count")
@@ -139,6 +146,7 @@ for name, formula in {
     "forgets-positions": lambda b: b / 2,
     "keeps-the-zeros": lambda b: b,
     "one-position-a-group": lambda b: (2 * b + 2) / 4,
+    "drops-the-fraction": lambda b: (2 * b + 4) // 4,
     "bits-of-a-group": lambda b: 2 * b + 4,
     "bits-of-what-stays": lambda b: b + 2,
     "bit-a-weight": lambda b: b + 1,

@@ -1,4 +1,4 @@
-"""Answers to `uniform_soup`, exercise `uniform-soup`."""
+"""Answers to `uniform_soup`, exercise `uniform_soup`."""
 
 import copy
 
@@ -89,6 +89,8 @@ wrong("folds_by_halves", "halves-again-and-again", folded)
 wrong("without_the_first", "leaves-one-out", lambda ts: mean(ts[1:]))
 wrong("without_the_last", "leaves-one-out", lambda ts: mean(ts[:-1]))
 wrong("one_too_many", "divides-by-one-too-many", lambda ts: mean(ts) * len(ts) / (len(ts) + 1))
+wrong("one_too_few", "divides-by-one-too-few", lambda ts: mean(ts) * len(ts) / (len(ts) - 1))
+wrong("fp32_only", "averages-one-type-only", lambda ts: mean(ts) if ts[0].dtype == torch.float32 else ts[0])
 wrong("the_last_one", "takes-one-state", lambda ts: ts[-1])
 wrong("median", "median", lambda ts: torch.stack(ts).median(0).values)
 wrong("averages_counters", "averages-integer-buffers", whole=mean)
