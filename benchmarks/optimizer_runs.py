@@ -12,7 +12,8 @@ from _peer import arguments, keep_recording
 
 from qlab.corpus import load_corpus
 from qlab.model import load_course_model
-from qlab.optimizer_runs import WAYS, OptimizerRecipe, run
+from qlab.optimizer_runs import WAYS, run
+from qlab.recipes import TextRecipe
 from qlab.scoring import held_out_bits
 
 COMMAND = "python benchmarks/optimizer_runs.py --record"
@@ -40,14 +41,14 @@ if options.record and options.tiny:
     sys.exit("nothing recorded: --tiny only shows that the benchmark runs")
 corpus = load_corpus()
 text, held_out = corpus.new_domain_train, corpus.new_domain_validation[: 16 * 256 + 1]
-recipe = OptimizerRecipe(steps=2 if options.tiny else 200, batch=2, learning_rate=1e-3)
+recipe = TextRecipe(steps=2 if options.tiny else 200, batch=2, learning_rate=1e-3)
 seeds = range(1 if options.tiny else 3)
 trials = [(way, replace(recipe, seed=seed)) for seed in seeds for way in list(WAYS)[: 2 if options.tiny else None]]
 high_rate = [(way, replace(recipe, learning_rate=3e-3)) for way in AT_A_HIGH_RATE]
 trials = trials if options.tiny else trials[: len(WAYS)] + high_rate + trials[len(WAYS) :]
 
 
-def trained(way: str, recipe: OptimizerRecipe) -> Curve:
+def trained(way: str, recipe: TextRecipe) -> Curve:
     model = load_course_model().train()
     told = run(model, text, WAYS[way], recipe)
     lost = told.failed_at is not None

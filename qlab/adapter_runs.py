@@ -76,7 +76,7 @@ class AdapterRecipe:
             batch=self.batch,
             sequence=self.sequence,
             learning_rate=self.learning_rate or way.learning_rate,
-            gradient_norm=self.max_norm,
+            max_norm=self.max_norm,
             seed=self.seed,
         )
 

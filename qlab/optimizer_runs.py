@@ -1,46 +1,23 @@
 """The same training run with different optimizers: the loss of each step, and the bytes of state left behind."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from qlab.codebooks import dynamic_map, linear_map
 from qlab.optimizers import Adam8bit, MappedAdam, state_bytes
 from qlab.optimizers.mapped import MomentMaps
+from qlab.recipes import TextRecipe
 from qlab.scoring import bits_per_token
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 LINEAR_MAPS = MomentMaps(linear_map(signed=True), linear_map(signed=False))
 LINEAR_SECOND_MAP = MomentMaps(dynamic_map(signed=True), linear_map(signed=False))
 WHOLE_TENSORS = MomentMaps(dynamic_map(signed=True), dynamic_map(signed=False), block_size=None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerRecipe:
-    """How long, on how much text at a time, and how fast.
-
-    Errors:  ValueError if a count is below 1, `learning_rate` is not above 0 and finite, or `max_norm` not above 0.
-    """
-
-    steps: int = 40
-    batch: int = 4
-    sequence: int = 128
-    learning_rate: float = 3e-4
-    max_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "sequence"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
-        if not self.max_norm > 0:
-            raise ValueError(f"max_norm must be above 0, got {self.max_norm}")
 
 
 @dataclass
@@ -66,20 +43,16 @@ class OptimizerRun:
         return self.state_bytes / self.parameters
 
 
-def run(
-    model: nn.Module, text: UInt8[Tensor, " n"], make_optimizer: MakeOptimizer, recipe: OptimizerRecipe
-) -> OptimizerRun:
+def run(model: nn.Module, text: UInt8[Tensor, " n"], make_optimizer: MakeOptimizer, recipe: TextRecipe) -> OptimizerRun:
     """Train `model` on windows drawn from `text`, at a rate that falls to zero; stop if the loss is lost.
 
     `make_optimizer(parameters, learning_rate)` is any torch optimizer. The same recipe draws the same text for each.
     Errors:  ValueError if `text` is too short for one window.
     """
-    if len(text) <= recipe.sequence:
-        raise ValueError(f"a window of {recipe.sequence} needs at least {recipe.sequence + 1} bytes, got {len(text)}")
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(parameters, recipe.learning_rate)
     told = OptimizerRun(parameters=sum(parameter.numel() for parameter in parameters))
-    for step, windows in enumerate(_batches(text.to(parameters[0].device), recipe)):
+    for step, windows in enumerate(recipe.batches(text.to(parameters[0].device))):
         loss = bits_per_token(model(windows[:, :-1]), windows[:, 1:]).mean()
         told.losses.append(loss.item())
         if not math.isfinite(told.losses[-1]):
@@ -88,7 +61,7 @@ def run(
         (loss * math.log(2)).backward()
         nn.utils.clip_grad_norm_(parameters, recipe.max_norm, foreach=False)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * (1 - step / recipe.steps)
+            group["lr"] = recipe.rate(step)
         optimizer.step()
         optimizer.zero_grad()
     told.state_bytes = state_bytes(optimizer)
@@ -129,10 +102,3 @@ WAYS: dict[str, MakeOptimizer] = {
     "linear map for the second moment": adam_on(LINEAR_SECOND_MAP),
     "linear maps": adam_on(LINEAR_MAPS),
 }
-
-
-def _batches(text: UInt8[Tensor, " n"], recipe: OptimizerRecipe) -> Iterator[Int[Tensor, "batch longer"]]:
-    generator = torch.Generator().manual_seed(recipe.seed)
-    for _ in range(recipe.steps):
-        starts = torch.randint(len(text) - recipe.sequence, (recipe.batch,), generator=generator)
-        yield torch.stack([text[s : s + recipe.sequence + 1] for s in starts.tolist()]).long()

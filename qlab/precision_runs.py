@@ -2,11 +2,11 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from qlab.loss_scaling import (
@@ -21,6 +21,7 @@ from qlab.loss_scaling import (
     StaticScaler,
     StochasticWeights,
 )
+from qlab.recipes import TextRecipe
 from qlab.scoring import bits_per_token
 
 UNSCALED = StaticScaler(1.0)
@@ -56,27 +57,10 @@ NARROW_WEIGHTS = (FP16_NO_MASTERS, BF16_NEAREST, BF16_STOCHASTIC, BF16_KAHAN)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecisionRecipe:
-    """How long, on how much text at a time, and how fast.
+class PrecisionRecipe(TextRecipe):
+    """How long, on how much text at a time, and how fast."""
 
-    Errors:  ValueError if a count is below 1, `learning_rate` is not above 0 and finite, or `max_norm` not above 0.
-    """
-
-    steps: int = 40
-    batch: int = 4
-    sequence: int = 128
     learning_rate: float = 1e-4
-    max_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "sequence"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be above 0 and finite, got {self.learning_rate}")
-        if not self.max_norm > 0:
-            raise ValueError(f"max_norm must be above 0, got {self.max_norm}")
 
 
 @dataclass
@@ -100,16 +84,15 @@ def run(model: nn.Module, text: UInt8[Tensor, " n"], regime: Regime, recipe: Pre
     real. The same recipe draws the same text for every regime.
     Errors:  ValueError if `text` is too short for one window.
     """
-    if len(text) <= recipe.sequence:
-        raise ValueError(f"a window of {recipe.sequence} needs at least {recipe.sequence + 1} bytes, got {len(text)}")
+    batches = recipe.batches(text.to(next(model.parameters()).device))
     trainee = _Trainee(model, regime, recipe)
-    for step, windows in enumerate(_batches(text.to(next(model.parameters()).device), recipe)):
+    for step, windows in enumerate(batches):
         with trainee.arithmetic():
             loss = bits_per_token(model(windows[:, :-1]), windows[:, 1:]).mean() * math.log(2)
             if not trainee.notes(loss, step):
                 break
             trainee.scaler.scaled(loss).backward()
-        trainee.update(step, learning_rate=recipe.learning_rate * (1 - step / recipe.steps))
+        trainee.update(step, learning_rate=recipe.rate(step))
     return trainee.told
 
 
@@ -164,10 +147,3 @@ class _Trainee:
                 self.store.write_back()
         self.optimizer.zero_grad()
         self.scaler.update(found_inf)
-
-
-def _batches(text: UInt8[Tensor, " n"], recipe: PrecisionRecipe) -> Iterator[Int[Tensor, "batch longer"]]:
-    generator = torch.Generator().manual_seed(recipe.seed)
-    for _ in range(recipe.steps):
-        starts = torch.randint(len(text) - recipe.sequence, (recipe.batch,), generator=generator)
-        yield torch.stack([text[s : s + recipe.sequence + 1] for s in starts.tolist()]).long()

@@ -9,29 +9,18 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from qlab.recipes import TextRecipe
 from qlab.scoring import bits_per_token
 
 Rounding = Callable[[Tensor], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
-class QatRecipe:
+class QatRecipe(TextRecipe):
     """How long, on how much text at a time, and how fast."""
 
     steps: int = 300
-    batch: int = 4
     sequence: int = 256
-    learning_rate: float = 3e-4
-    gradient_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "sequence"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "gradient_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
 
 
 def prepare(model: nn.Module, rounding: Rounding, *, keep: tuple[nn.Module, ...] = ()) -> nn.Module:
@@ -62,22 +51,18 @@ def train(model: nn.Module, text: UInt8[Tensor, " n"], recipe: QatRecipe) -> lis
     Returns the bits per byte of each step's batch.
     Errors:  ValueError if `text` is too short for one window, or a loss is NaN or infinite.
     """
-    if len(text) <= recipe.sequence:
-        raise ValueError(f"a window of {recipe.sequence} needs at least {recipe.sequence + 1} bytes, got {len(text)}")
-    generator = torch.Generator().manual_seed(recipe.seed)
+    batches = recipe.batches(text.to(next(model.parameters()).device))
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
     optimizer.zero_grad()
-    device, losses = next(model.parameters()).device, []
-    for step in range(recipe.steps):
-        optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / recipe.steps)
-        starts = torch.randint(len(text) - recipe.sequence, (recipe.batch,), generator=generator)
-        windows = torch.stack([text[s : s + recipe.sequence + 1] for s in starts.tolist()]).long().to(device)
+    losses = []
+    for step, windows in enumerate(batches):
+        optimizer.param_groups[0]["lr"] = recipe.rate(step)
         loss = bits_per_token(model(windows[:, :-1]), windows[:, 1:]).mean()
         losses.append(loss.item())
         if not math.isfinite(losses[-1]):
             raise ValueError(f"the loss must stay finite, got {losses[-1]} at step {step}: lower the learning rate")
         (loss * math.log(2)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_norm)
         optimizer.step()
         optimizer.zero_grad()
     return losses

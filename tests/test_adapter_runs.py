@@ -96,7 +96,7 @@ def test_a_run_is_the_same_again_and_moves_adapters_only(way):
 def test_full_is_the_plain_training_loop_bit_by_bit():
     model, plain = tiny(), tiny().train()
     told = fine_tune(model, TEXT, FULL, RECIPE)
-    recipe = qat.QatRecipe(steps=12, batch=4, sequence=16, learning_rate=1e-2, gradient_norm=1.0, seed=0)
+    recipe = qat.QatRecipe(steps=12, batch=4, sequence=16, learning_rate=1e-2, max_norm=1.0, seed=0)
     assert told.losses == qat.train(plain, TEXT, recipe)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
 

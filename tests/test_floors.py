@@ -21,6 +21,7 @@ FLOORS = {
         "formats",
         "measure",
         "packing",
+        "recipes",
         "roofline",
         "summation",
     },

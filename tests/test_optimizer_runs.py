@@ -8,8 +8,9 @@ import torch
 
 from qlab.config import ModelConfig
 from qlab.model import Decoder
-from qlab.optimizer_runs import WAYS, OptimizerRecipe, OptimizerRun, adam_32bit, adam_on, run
+from qlab.optimizer_runs import WAYS, OptimizerRun, adam_32bit, adam_on, run
 from qlab.optimizers.mapped import DYNAMIC_MAPS
+from qlab.recipes import TextRecipe
 
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import tells of a package it can do without
 
@@ -31,7 +32,7 @@ TINY = ModelConfig(
 TEXT = torch.frombuffer(
     bytearray(b"a moment is kept in eight bits, and its largest in thirty-two. " * 9), dtype=torch.uint8
 )
-RECIPE = OptimizerRecipe(steps=8, batch=2, sequence=16, learning_rate=3e-3)
+RECIPE = TextRecipe(steps=8, batch=2, sequence=16, learning_rate=3e-3)
 
 
 def trained(make, recipe=RECIPE):
@@ -88,6 +89,6 @@ def test_the_final_loss_is_a_mean_and_bad_recipes_are_refused():
         ({"max_norm": 0.0}, r"max_norm must be above 0, got 0\.0"),
     ]:
         with pytest.raises(ValueError, match=sentence):
-            OptimizerRecipe(**wrong)
+            TextRecipe(**wrong)
     with pytest.raises(ValueError, match="a window of 16 needs at least 17 bytes, got 16"):
         run(Decoder(TINY), TEXT[:16], adam_32bit, RECIPE)

@@ -120,19 +120,6 @@ def test_a_model_never_turns_into_nan_in_silence():
         train(model, TEXT, FEW_STEPS)
 
 
-@pytest.mark.parametrize("name", ["steps", "batch", "sequence"])
-def test_counts_of_a_recipe_are_at_least_one(name):
-    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
-        QatRecipe(**{name: 0})
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
-@pytest.mark.parametrize("name", ["learning_rate", "gradient_norm"])
-def test_rates_of_a_recipe_are_positive_numbers(name, value):
-    with pytest.raises(ValueError, match=f"{name} must be above 0 and finite, got {value}"):
-        QatRecipe(**{name: value})
-
-
 @pytest.mark.slow
 def test_a_few_steps_win_back_much_of_what_two_bits_cost():
     corpus, model, bits = load_corpus(), load_course_model(), {}

@@ -151,7 +151,7 @@ def test_the_frontier_has_what_nothing_cheaper_beats():
         (lambda: runs.DigitsRecipe(steps=0), "steps must be at least 1, got 0"),
         (lambda: runs.DigitsRecipe(learning_rate=0.0), "learning_rate must be above 0 and finite, got 0.0"),
         (lambda: runs.DecoderRecipe(batch=0), "batch must be at least 1, got 0"),
-        (lambda: runs.DecoderRecipe(gradient_norm=float("inf")), "gradient_norm must be above 0 and finite, got inf"),
+        (lambda: runs.DecoderRecipe(max_norm=-1.0), "max_norm must be above 0, got -1.0"),
         (lambda: runs.digits_network((64,), seed=0), "a network has at least two widths, got 1"),
         (lambda: runs.encoded("per pixel", 4), "families must be among per tensor"),
         (

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qlab.config import COURSE_MODEL, ModelConfig
 from qlab.distill import distillation_loss
 from qlab.model import Decoder
+from qlab.recipes import TextRecipe
 from qlab.sparsity import (
     Masks,
     apply_masks,
@@ -34,23 +35,12 @@ Pruning = Callable[[Decoder], Masks]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecoderRecipe:
+class DecoderRecipe(TextRecipe):
     """How long, on how much text at a time, and how fast; the arithmetic is BF16 under autocast, the weights FP32."""
 
     steps: int = 100
     batch: int = 8
     sequence: int = 256
-    learning_rate: float = 3e-4
-    gradient_norm: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "sequence"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "gradient_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0 and finite, got {getattr(self, name)}")
 
 
 def next_byte(_: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
@@ -93,23 +83,20 @@ def train_decoder(
     Returns the loss of each step in nats.
     Errors:  ValueError if `text` is too short for one window, or a loss is NaN or infinite.
     """
-    if len(text) <= recipe.sequence:
-        raise ValueError(f"a window of {recipe.sequence} needs at least {recipe.sequence + 1} bytes, got {len(text)}")
-    generator, device = torch.Generator().manual_seed(recipe.seed), next(model.parameters()).device
+    batches = recipe.batches(text)
+    device = next(model.parameters()).device
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True)
     losses = []
     with masks_kept(optimizer, model, masks) if masks else nullcontext():
-        for step in range(recipe.steps):
-            optimizer.param_groups[0]["lr"] = recipe.learning_rate * (1 - step / recipe.steps)
-            starts = torch.randint(len(text) - recipe.sequence, (recipe.batch,), generator=generator).tolist()
-            windows = torch.stack([text[s : s + recipe.sequence + 1] for s in starts]).long().to(device)
+        for step, windows in enumerate(batch.to(device) for batch in batches):
+            optimizer.param_groups[0]["lr"] = recipe.rate(step)
             with torch.autocast(device.type, torch.bfloat16):
                 cost = loss(windows[:, :-1], model(windows[:, :-1]), windows[:, 1:])
             losses.append(cost.item())
             if not math.isfinite(losses[-1]):
                 raise ValueError(f"the loss must stay finite, got {losses[-1]} at step {step}")
             cost.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_norm)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_norm)
             optimizer.step()
             optimizer.zero_grad()
     return losses
