@@ -24,7 +24,7 @@ class SparsityExplorer(ipywidgets.VBox):
     def __init__(self, weights: Mapping[str, Float[Tensor, "..."]], *, sparsity: float = 0.5) -> None:
         self._layers = PrunableLayers(weights)
         self.pattern = ipywidgets.ToggleButtons(options=PATTERNS, value=GLOBAL, description="pattern")
-        self.pattern.style.button_width = "92px"
+        self.pattern.style.button_width = "110px"
         self.sparsity = ipywidgets.FloatSlider(
             value=sparsity, min=0, max=1, step=0.01, description="sparsity", readout_format=".0%", layout=SLIDER
         )
