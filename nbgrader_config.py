@@ -1,4 +1,4 @@
-"""Settings of nbgrader: solutions/ are the source, labs/ the release."""
+"""Settings of nbgrader: solutions/ are the source, labs/ the release, and qlab judges what is submitted."""
 
 c = get_config()  # given by whoever loads this file
 
@@ -10,3 +10,14 @@ c.ClearSolutions.code_stub = {"python": 'raise NotImplementedError("replace this
 c.ClearSolutions.enforce_metadata = True
 c.IncludeHeaderFooter.header = ""
 c.ExecutePreprocessor.timeout = 120
+# nbgrader's own steps, but for the first: submissions run in a sandbox (bubblewrap, on Linux) and a trusted kernel
+# judges the checks. `nbgrader autograde TOPIC --JudgedExecute.unsafe=True` grades where there is no sandbox
+c.Autograde.autograde_preprocessors = [
+    "qlab.grading.autograde.JudgedExecute",
+    "nbgrader.preprocessors.IgnorePattern",
+    "nbconvert.preprocessors.ClearMetadataPreprocessor",
+    "nbgrader.preprocessors.LimitOutput",
+    "nbgrader.preprocessors.SaveAutoGrades",
+    "nbgrader.preprocessors.AssignLatePenalties",
+    "nbgrader.preprocessors.CheckCellMetadata",
+]

@@ -1,4 +1,4 @@
-"""Make `.venv` and run one target: `python3 -m qlab.bootstrap lab|test|check|test-gpu|test-extra|bench`.
+"""Make `.venv` and run one target: `python3 -m qlab.bootstrap lab|test|check|test-gpu|test-extra|bench|fuzz`.
 
 Only the standard library and the syntax of Python 3.6, so that an old Python gets a sentence instead of a traceback.
 """
@@ -22,7 +22,7 @@ OLDEST_PYTHON = (3, 11)
 ROOM_BYTES = 4 * 10**9  # the CPU environment with tests takes 1.8 GB, and pip unpacks beside it
 STAMP = "qlab-stamp.json"
 PIP_ERRORS = "qlab-pip-errors.txt"
-TARGETS = ("lab", "test", "check", "test-gpu", "test-extra", "bench")
+TARGETS = ("lab", "test", "check", "test-gpu", "test-extra", "bench", "fuzz")
 ALWAYS = {"onnx"}  # lesson 04 runs ONNX Runtime; asked for by every target, so that one environment serves all
 FAST = "not slow and not browser and not grading"
 PYTEST = {"test": ("-n", "2", "--dist", "loadgroup"), "check": ("-m", FAST)}
@@ -231,8 +231,7 @@ def run_benchmarks(root: Path, arguments: "list[str]", call=subprocess.call) -> 
 def start(target: str, arguments: "list[str]", root: Path) -> int:
     """Check the machine, prepare the environment and run one target."""
     if target not in TARGETS:
-        later = "there is nothing to fuzz yet: the fuzzer comes with the grading judge"
-        raise Stop(later if target == "fuzz" else f"unknown target {target!r}: use one of {', '.join(TARGETS)}")
+        raise Stop(f"unknown target {target!r}: use one of {', '.join(TARGETS)}")
     check_python(sys.version_info, target)
     port = port_from(arguments) if target == "lab" else 0
     extras = ALWAYS | set(os.environ.get("EXTRAS", "").replace(",", " ").split())
@@ -242,6 +241,8 @@ def start(target: str, arguments: "list[str]", root: Path) -> int:
         return hand_over([python, "-m", "qlab", "lab", "--port", str(port)], root)
     if target == "bench":
         return run_benchmarks(root, arguments)
+    if target == "fuzz":
+        return hand_over([python, "-m", "tests.grading.fuzz", *arguments], root)
     return hand_over([python, "-m", "pytest", *PYTEST[target], *arguments], root)
 
 

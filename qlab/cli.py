@@ -11,6 +11,7 @@ from pathlib import Path
 from qlab import bill, config, course, memory
 from qlab.bootstrap import port_is_free
 from qlab.finetune import command as finetune
+from qlab.grading import command as grading
 from qlab.labs import build, copies
 from qlab.labs.build import CannotBuild
 from qlab.labs.execute import ExerciseResult, check_notebook, labs_under
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     refresh.add_argument("topic", help="the topic, such as 01")
     _add_bill_options(command("bill", _bill, "predict the memory of a training step; status 1 if it does not fit"))
     finetune.add_options(command("finetune", finetune.run, "fine-tune a Hugging Face model under a byte budget"))
+    grading.add_options(command("grade", grading.run, "judge what a class handed in, into nbgrader's gradebook"))
     return parser
 
 

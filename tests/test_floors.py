@@ -62,7 +62,7 @@ FLOORS = {
         "train_course_model",
     },
     4: {"adapter_runs", "checks", "deploy", "optimizer_runs", "plots", "smaller_runs"},
-    5: {"doctor", "finetune", "labs", "page", "widgets"},
+    5: {"doctor", "finetune", "grading", "labs", "page", "widgets"},
     6: {"cli", "ledger"},
     7: {"__main__"},
 }

@@ -9,7 +9,7 @@ import sysconfig
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class LearnerFunction:
         Errors:  NotAnswered for the stub, Crashed for whatever else the function raises.
         """
         with self._guarded():
-            result = self._function(*map(_copied, args), **{name: _copied(v) for name, v in kwargs.items()})
+            result = self._called(args, kwargs)
         if inspect.iscoroutine(result):
             result.close()
             raise Crashed("your function is an `async def`: write `def`")
@@ -60,8 +60,27 @@ class LearnerFunction:
 
     def map(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call the function once for each tuple of plain numbers: one guard for many small calls."""
+        elsewhere = getattr(type(self._function), "__qlab_map__", None)
         with self._guarded():
+            if elsewhere is not None:
+                return elsewhere(self._function, list(calls))
             return [self._function(*args) for args in calls]
+
+    def beside(self, driver: Callable[..., Any], *args: Any) -> Any:
+        """Return `driver(function, *args)`, a public function of a check that runs in the process of the learner's own.
+
+        What it returns is plain data and reported by that process: a check compares it with what it alone knows.
+        Errors:  NotAnswered and Crashed as when the function is called, and what the driver itself refuses.
+        """
+        elsewhere = getattr(type(self._function), "__qlab_beside__", None)
+        if elsewhere is None:
+            return driver(self, *args)
+        return elsewhere(self._function, f"{driver.__module__}:{driver.__qualname__}", args)
+
+    def _called(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if hasattr(type(self._function), "__qlab_beside__"):  # a function of another process is called on copies anyway
+            return self._function(*args, **kwargs)
+        return self._function(*map(_copied, args), **{name: _copied(v) for name, v in kwargs.items()})
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:
@@ -70,7 +89,7 @@ class LearnerFunction:
         try:
             with plain_torch():
                 yield
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Crashed, NotAnswered):  # the last two come from a function of another process
             raise
         except BaseException as error:  # SystemExit and its like too: a check never ends the notebook
             if is_stub(error):

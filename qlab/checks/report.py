@@ -114,6 +114,17 @@ class Verdict:
 
 
 _parts: ContextVar[list[PartResult]] = ContextVar("parts of the check that is running")
+_judging: ContextVar[bool] = ContextVar("whether a judge apart from the learner's code runs the check", default=False)
+
+
+@contextmanager
+def judging() -> Iterator[None]:
+    """Grade the checks that run inside: no mark of progress is kept, and no function's source is looked for."""
+    token = _judging.set(True)
+    try:
+        yield
+    finally:
+        _judging.reset(token)
 
 
 @contextmanager
@@ -144,11 +155,19 @@ def require(condition: object, message: str, *, misconception: str, thought: str
         raise Refused(message, misconception=misconception, thought=thought)
 
 
-def check(topic: str, exercise: str, *references: Callable[..., Any], points: int) -> Callable[..., Any]:
+def check(
+    topic: str,
+    exercise: str,
+    *references: Callable[..., Any],
+    points: int,
+    forbids: tuple[str, ...] = (),
+    allows: tuple[str, ...] = (),
+) -> Callable[..., Any]:
     """Make a check of a body that takes learner functions and a generator to draw its inputs from.
 
     `references` are qlab's own functions of the same idea, shown after a pass. The check takes the functions
-    themselves and, to repeat a run, `seed=`. It returns a `Verdict` and never raises.
+    themselves and, to repeat a run, `seed=`. It returns a `Verdict` and never raises. `forbids` are dotted names that
+    may not stand in place of an answer either, and `allows` the references that the task gives to the learner.
     """
 
     def decorate(body: Callable[..., None]) -> Callable[..., Verdict]:
@@ -162,13 +181,16 @@ def check(topic: str, exercise: str, *references: Callable[..., Any], points: in
                     body(*map(LearnerFunction, functions), torch.Generator().manual_seed(seed))
             finally:
                 _parts.reset(token)
-            sources = (sources_of(functions), sources_of(references))
-            graded = os.environ.get("NBGRADER_EXECUTION") == "autograde"
+            judged = _judging.get()
+            sources = ("" if judged else sources_of(functions), sources_of(references))
+            graded = judged or os.environ.get("NBGRADER_EXECUTION") == "autograde"
             verdict = Verdict(topic, exercise, points, tuple(parts), seed, said.text, sources, graded)
-            _keep(verdict)
+            if not judged:
+                _keep(verdict)
             return verdict
 
         run.topic, run.exercise, run.points, run.references = topic, exercise, points, references
+        run.forbids, run.allows = forbids, allows
         return run
 
     return decorate

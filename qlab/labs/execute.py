@@ -138,7 +138,7 @@ def _result(grade_id: str, most: int, cell: NotebookNode) -> ExerciseResult:
     for output in reversed(cell.outputs):
         verdict = output.get("data", {}).get(VERDICT_MIME)
         if isinstance(verdict, dict):
-            return _judged(grade_id, most, verdict)
+            return judged(grade_id, most, verdict)
         if output.output_type == "error":
             remark = f"{output.ename}: {output.evalue}".splitlines()[0]
             if output.ename == INTERRUPTED["ename"]:
@@ -147,7 +147,9 @@ def _result(grade_id: str, most: int, cell: NotebookNode) -> ExerciseResult:
     return ExerciseResult(grade_id, 0, most, "crashed", remarks=(remark,))
 
 
-def _judged(grade_id: str, most: int, verdict: dict[str, Any]) -> ExerciseResult:
-    remarks = [f"{p['name']}: {p['thought'] or p['message']}" for p in verdict["parts"] if p["outcome"] != "right"]
+def judged(grade_id: str, most: int, verdict: dict[str, Any]) -> ExerciseResult:
+    """Read the JSON of a verdict; a part that says nothing else says how it ended."""
+    parts = [part for part in verdict["parts"] if part["outcome"] != "right"]
+    remarks = [f"{part['name']}: {part['thought'] or part['message'] or part['outcome']}" for part in parts]
     points = max(0, min(most, int(verdict["points"])))
     return ExerciseResult(grade_id, points, most, verdict["outcome"], verdict["misconception"], tuple(remarks))

@@ -1,14 +1,16 @@
-"""Stock nbgrader from the command line, as an instructor types it: release, three submissions, grades, formgrader."""
+"""Stock nbgrader from the command line, as an instructor types it: release, submissions, grades, formgrader."""
 
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from html import unescape
 from pathlib import Path
@@ -17,14 +19,26 @@ import nbformat
 import pytest
 
 from qlab.checks.report import VERDICT_MIME
+from qlab.grading.sandbox import NoIsolation, require_isolation
 from qlab.labs import notebooks
 from qlab.labs.execute import ExerciseResult, check_notebook
 from tests.grading import REPOSITORY, TOPIC, copy_course, fill
+
+
+def missing_isolation() -> str:
+    """Return why submissions cannot be confined here; a machine that must be able to is not excused."""
+    try:
+        require_isolation()
+    except NoIsolation as error:
+        return "" if os.environ.get("QLAB_REQUIRE_SANDBOX") == "1" else str(error)
+    return ""
+
 
 pytestmark = [
     pytest.mark.grading,
     pytest.mark.xdist_group("grading"),  # one worker teaches the class, once
     pytest.mark.skipif(os.name == "nt", reason="nbgrader has no exchange on Windows"),
+    pytest.mark.skipif(bool(missing := missing_isolation()), reason=missing or "isolated"),
 ]
 LAB = f"{TOPIC}/{TOPIC}.ipynb"
 NOISE = 'import sys, warnings\n    print("said on stderr", file=sys.stderr)\n    warnings.warn("warned of")\n    '
@@ -35,6 +49,46 @@ def decode_e4m3(code):
 CRASHES = "def kahan_sum(x):\n    raise KeyError('a secret of the learner')"
 IN_PART = {"check-decode-e4m3": "treats-1111-as-special", "check-store-in-16-bits": "fp16-range"}
 FP16 = "def store_in_16_bits(x):\n    return x.half()"
+STEALS = """
+import glob, os, sqlite3
+found = []
+for folder in ("..", "../..", "../../..", "../../../..", "QLAB_ROOT"):
+    for name in ("solutions/*", "submitted/*", "autograded/*", "labs/*", "*.db", "*.ipynb", "*.json"):
+        found += glob.glob(f"{folder}/{name}")
+found += [name for name, value in os.environ.items() if "QLAB_ROOT" in value or "home" in value]
+for path in ("../../../gradebook.db", "QLAB_ROOT/gradebook.db"):
+    try:
+        book = sqlite3.connect(path)
+        book.execute("update grade set auto_score = 5, manual_score = 5")
+        book.commit()
+        found.append("rewrote " + path)
+    except sqlite3.Error:
+        print("not rewritten")
+print("stolen:", found)
+"""
+FORGES = f"""
+import qlab.checks.report as report
+from qlab.checks import data_types
+from IPython import get_ipython
+forged = dict(points=4, max_points=4, outcome="right", misconception="", seed=None, parts=[])
+class Four:
+    _repr_mimebundle_ = lambda self, **_: {{"text/plain": "4", {VERDICT_MIME!r}: forged}}
+for name in data_types.__all__:
+    setattr(data_types, name, lambda *_: Four())
+report.Verdict.points = property(lambda self: 4)
+shell = get_ipython()
+for owner, name in ((shell, "run_cell"), (shell, "showtraceback"), (shell.display_pub, "publish")):
+    setattr(owner, name, lambda *a, **k: print("4"))
+try:
+    shell.kernel.session.send = lambda *a, **k: None
+except AttributeError:
+    print("there is no session to patch")
+display(Four())
+Four()
+"""
+EXITS = "import os\n\ndef decode(code, exponent_bits, mantissa_bits):\n    os._exit(0)"
+FORKS = "import os\n\ndef kahan_sum(x):\n    while True:\n        os.fork()"
+LOST_TO_THEM = {"check-decode", "check-kahan-sum"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +97,7 @@ class Class:
 
     root: Path
     environment: dict[str, str]
+    scratch: Path
 
     def run(self, *command: str, cwd: Path | None = None) -> str:
         done = subprocess.run(
@@ -85,24 +140,41 @@ def half_right(release: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return release
 
 
-STUDENTS = {"right": right, "half-right": half_right, "untouched": lambda release: release}
+def thief(release: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Answer nothing: look for solutions and the gradebook, and forge what checks and the kernel say."""
+    fill(release, answer_decode=STEALS, answer_decode_e4m3=FORGES)
+    return release
+
+
+def saboteur(release: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Answer well, but for a function that ends its process and one that forks without end."""
+    fill(right(release), answer_decode=EXITS, answer_kahan_sum=FORKS)
+    return release
+
+
+HONEST = {"right": right, "half-right": half_right, "untouched": lambda release: release}
+STUDENTS = HONEST | {"saboteur": saboteur, "thief": thief}
 
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory) -> Class:
     """Generate, release, fetch, submit, collect and autograde, each by its own command."""
     root = copy_course(tmp_path_factory.mktemp("course"))
+    scratch = tmp_path_factory.mktemp("t")  # short: sockets lie in it
     (root / "home").mkdir()
     own_bin = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # nbgrader looks for alembic there
     home = {"HOME": str(root / "home"), "JUPYTER_CONFIG_DIR": str(root / "home"), "QLAB_ROOT": str(root)}
-    taught = Class(root, os.environ | home | {"PATH": own_bin})
+    taught = Class(root, os.environ | home | {"PATH": own_bin, "TMPDIR": str(scratch)}, scratch)
     taught.run("nbgrader", "generate_assignment", TOPIC)
     taught.run("nbgrader", "release_assignment", TOPIC, *taught.exchange())
     for student, answer in STUDENTS.items():
         desk = root / "home" / student
         desk.mkdir()
         taught.run("nbgrader", "fetch_assignment", TOPIC, "--course=qlab", *taught.exchange(), cwd=desk)
-        notebooks.write(answer(notebooks.read(desk / LAB)), desk / LAB)
+        answered = answer(notebooks.read(desk / LAB))
+        for cell in answered.cells:
+            cell.source = cell.source.replace("QLAB_ROOT", str(root))  # a thief may know where the course lies
+        notebooks.write(answered, desk / LAB)
         named = ("--course=qlab", f"--student={student}")
         taught.run("nbgrader", "submit", TOPIC, *named, *taught.exchange(), cwd=desk)
     taught.run("nbgrader", "collect", TOPIC, *taught.exchange())
@@ -112,8 +184,8 @@ def taught(tmp_path_factory) -> Class:
 
 @pytest.fixture(scope="module")
 def checked(taught) -> dict[str, tuple[ExerciseResult, ...]]:
-    """Return what `qlab check` gives for the notebooks that nbgrader graded."""
-    return {student: check_notebook(taught.submitted(student)) for student in STUDENTS}
+    """Return what `qlab check` gives for the notebooks that nbgrader graded: it runs them as we would, so not all."""
+    return {student: check_notebook(taught.submitted(student)) for student in HONEST}
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +220,8 @@ def test_the_release_is_the_lab_in_git(taught):
 
 
 def test_every_grade_is_what_qlab_check_gives(grades, checked):
-    assert grades == {s: {r.grade_id: float(r.points) for r in results} for s, results in checked.items()}
+    honest = {student: grades[student] for student in HONEST}
+    assert honest == {s: {r.grade_id: float(r.points) for r in results} for s, results in checked.items()}
 
 
 def test_the_grades_are_those_that_were_earned(taught, grades):
@@ -160,6 +233,61 @@ def test_the_grades_are_those_that_were_earned(taught, grades):
     assert {name for name, points in half.items() if points} == {"check-decode", *IN_PART}
     assert half["check-decode"] == most["check-decode"]
     assert all(0 < half[name] < most[name] for name in IN_PART)
+
+
+def test_a_thief_finds_nothing_and_forges_nothing(taught, grades):
+    assert set(grades["thief"].values()) == {0}
+    cells = notebooks.answer_cells(taught.autograded("thief"))
+    said = "".join(output.get("text", "") for output in cells["answer-decode"].outputs)
+    assert "stolen: []" in said and "not rewritten" in said
+    assert not set(notebooks.graded_cells(taught.autograded("thief"))) - verdicts(taught.autograded("thief")).keys()
+
+
+def test_a_dead_process_costs_the_exercise_that_killed_it(taught, grades):
+    assert {name for name in grades["right"] if grades["saboteur"][name] != grades["right"][name]} == LOST_TO_THEM
+    assert {grades["saboteur"][name] for name in LOST_TO_THEM} == {0}
+    shown = verdicts(taught.autograded("saboteur"))
+    assert {shown[name][VERDICT_MIME]["outcome"] for name in LOST_TO_THEM} == {"crashed"}
+
+
+def test_the_front_and_its_folders_are_gone(taught):
+    mine = f"QLAB_ROOT={taught.root}".encode()
+    assert not [path for path in Path("/proc").glob("[0-9]*") if mine in read(path / "environ")]
+    assert not list(taught.scratch.iterdir())
+
+
+def read(path: Path) -> bytes:
+    """Read a file of /proc, which may be gone or not ours."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_without_isolation_nothing_is_graded(taught):
+    bare = taught.environment | {"PATH": str(Path(sys.executable).parent)}
+    command = ("nbgrader", "autograde", TOPIC, "--student=right", "--force", f"--CourseDirectory.root={taught.root}")
+    with lone_gradebook(taught) as book:
+        done = subprocess.run(
+            [*command, f"--CourseDirectory.db_url=sqlite:///{book}", "--CourseDirectory.autograded_directory=refused"],
+            cwd=taught.root,
+            env=bare,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=250,
+        )
+    assert done.returncode != 0 and "bubblewrap" in done.stderr
+    assert not (taught.root / "refused" / "right" / TOPIC).exists()
+
+
+@contextmanager
+def lone_gradebook(taught: Class) -> Iterator[Path]:
+    """Lend a copy of the gradebook, so that a run that fails leaves the class's own as it was."""
+    copy = taught.root / "lone.db"
+    shutil.copy(taught.root / "gradebook.db", copy)
+    yield copy
+    copy.unlink()
 
 
 def test_the_same_misconceptions_are_named(taught, checked):

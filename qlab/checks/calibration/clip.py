@@ -52,7 +52,7 @@ class Case:
         return 0 < clip < torch.inf and self.at(clip, squared_errors) <= AS_GOOD * self.least(squared_errors)
 
 
-@check(TOPIC, "mse-clip", calibrate.clip_errors, calibrate.mse_clip, points=4)
+@check(TOPIC, "mse-clip", calibrate.clip_errors, calibrate.mse_clip, points=4, forbids=("qlab.calibrate.LeastSquares",))
 def check_mse_clip(mse_clip: LearnerFunction, draw: torch.Generator) -> None:
     """Check `mse_clip(x, bits)`."""
     with part("at most 2 % above the best of 50 evenly spaced clips: one long tail, left or right"):

@@ -50,7 +50,19 @@ class Case:
         return f"x = {x:.6g} at scale {step:.6g}, {x / step:.4g} steps, bits={self.bits} (codes up to {self.largest})"
 
 
-@check(TOPIC, "fake-quantize", calibrate.fake_quantize, points=4)
+@check(
+    TOPIC,
+    "fake-quantize",
+    calibrate.fake_quantize,
+    points=4,
+    forbids=(
+        "qlab.calibrate.FakeQuantize",
+        "qlab.calibrate.LearnedStep",
+        "torch.fake_quantize_per_tensor_affine",
+        "torch.fake_quantize_per_channel_affine",
+        "torch.ao",
+    ),
+)
 def check_fake_quantize(fake_quantize: LearnerFunction, draw: torch.Generator) -> None:
     """Check `fake_quantize(x, scale, bits)`, and the gradient that it lets through."""
     few = (2, 3, 5, 6)[drawn(0, 3, draw)]
@@ -162,7 +174,7 @@ def _gradient_of(fake_quantize: LearnerFunction, case: Case) -> Tensor:
     """Return the gradient to x; where there is none it is zero."""
     result = fake_quantize(case.x, case.scale, case.bits)
     as_tensor(result, tuple(case.x.shape), call=case.call)
-    found = gradients(lambda x: fake_quantize(x, case.scale, case.bits), case.x, upstream=case.upstream)[0]
+    found = gradients(fake_quantize, case.x, case.scale, case.bits, upstream=case.upstream, to=[0])[0]
     return torch.zeros(case.x.shape, dtype=torch.float64) if found is None else found.double()
 
 

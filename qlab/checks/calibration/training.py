@@ -58,7 +58,14 @@ class Problem:
         return as_tensor(result, tuple(self.weight.shape), call="train_3_bits(…)").float()
 
 
-@check(TOPIC, "train-3-bits", calibrate.fake_quantize, qat.train, points=3)
+@check(
+    TOPIC,
+    "train-3-bits",
+    calibrate.fake_quantize,
+    qat.train,
+    points=3,
+    forbids=("qlab.calibrate.FakeQuantize",),
+)
 def check_train_3_bits(train_3_bits: LearnerFunction, draw: torch.Generator) -> None:
     """Check `train_3_bits(weight, inputs, targets, steps, learning_rate)`."""
     with part("the result lies on one 3-bit grid: −3 to 3 times one scale"):

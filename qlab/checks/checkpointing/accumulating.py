@@ -1,11 +1,23 @@
 """Check of `accumulate`: the big batch's gradient from micro-batches, added to what was there, one graph at a time."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from qlab import checkpointing
 from qlab.checks import probe
-from qlab.checks.checkpointing.batches import MicroBatch, TokenLosses, gradient, joined, lengths, mean_of_all, slips
+from qlab.checks.checkpointing.batches import (
+    MicroBatch,
+    TokenLosses,
+    drawn_model,
+    gradient,
+    joined,
+    lengths,
+    mean_of_all,
+    slips,
+)
 from qlab.checks.checkpointing.batches import micro_batches as drawn_batches
 from qlab.checks.checkpointing.topic import TOPIC
 from qlab.checks.learner import LearnerFunction
@@ -18,37 +30,42 @@ CLOSE = 1e-10
 GRAPHS = 1.5  # times the graph of the largest micro-batch; two of the shortest ones would still be seen
 
 
+class Left(NamedTuple):
+    """What a call leaves: values and gradients of the parameters, the longest batch, the most bytes saved at once."""
+
+    weights: list[Tensor]
+    gradients: list[Tensor | None]
+    longest: int
+    peak_bytes: int
+
+
 @check(TOPIC, "accumulate", checkpointing.accumulate, points=4)
 def check_accumulate(accumulate: LearnerFunction, draw: torch.Generator) -> None:
     """Check `accumulate(model, micro_batches)`, which leaves the gradient in the model's parameters."""
     with part("micro-batches of equal length: the gradient of the big batch"):
-        _compare(accumulate, TokenLosses(draw), drawn_batches(lengths(draw, ragged=False), draw))
+        _compare(accumulate, drawn_model(draw), drawn_batches(lengths(draw, ragged=False), draw))
     with part("micro-batches of different lengths: every token counts the same"):
-        _compare(accumulate, TokenLosses(draw), drawn_batches(lengths(draw, ragged=True), draw))
+        _compare(accumulate, drawn_model(draw), drawn_batches(lengths(draw, ragged=True), draw))
     with part("what was in the gradients stays: yours is added"):
-        model, batches = TokenLosses(draw), drawn_batches(lengths(draw, ragged=True), draw)
+        model, batches = drawn_model(draw), drawn_batches(lengths(draw, ragged=True), draw)
         _compare(accumulate, model, batches, earlier=torch.randn(_size(model), generator=draw, dtype=torch.float64))
     with part("one micro-batch's graph at a time"):
-        _require_one_graph(accumulate, TokenLosses(draw), drawn_batches(lengths(draw, ragged=False), draw))
+        _require_one_graph(accumulate, drawn_model(draw), drawn_batches(lengths(draw, ragged=False), draw))
 
 
 def _size(model: TokenLosses) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(weight.numel() for weight in model.weights)
 
 
 def _compare(
     accumulate: LearnerFunction, model: TokenLosses, batches: list[MicroBatch], *, earlier: Tensor | None = None
 ) -> None:
     want = gradient(model, mean_of_all(batches))
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    if earlier is not None:
-        pieces = earlier.split([parameter.numel() for parameter in model.parameters()])
-        for parameter, piece in zip(model.parameters(), pieces, strict=True):
-            parameter.grad = piece.view_as(parameter).clone()
-    accumulate(model, batches)
-    got = _left_in(model)
+    pieces = None if earlier is None else earlier.split([weight.numel() for weight in model.weights])
+    left = accumulate.beside(accumulated, model.weights, batches, pieces)
+    got = _in_a_row(left.gradients)
     require(
-        all(map(torch.equal, before, model.parameters())),
+        all(map(torch.equal, model.weights, left.weights)),
         "the parameters have changed",
         misconception="changes-the-parameters",
         thought="Leave the gradient in `.grad`: the step is the optimizer's, after the last micro-batch.",
@@ -57,8 +74,28 @@ def _compare(
     _require_gradient(got, want, already, model, batches)
 
 
-def _left_in(model: TokenLosses) -> Tensor:
-    grads = [parameter.grad for parameter in model.parameters()]
+def accumulated(
+    accumulate: LearnerFunction,
+    weights: Sequence[Tensor],
+    batches: list[MicroBatch],
+    earlier: Sequence[Tensor] | None = None,
+) -> Left:
+    """Call on a model made here, whose parameters have `earlier` gradients, and return what it leaves."""
+    model = TokenLosses(*weights)
+    for parameter, piece in zip(model.parameters(), earlier or (), strict=bool(earlier)):
+        parameter.grad = piece.view_as(parameter).clone()
+    with SavedForBackward() as saved:
+        accumulate(model, batches)
+    parameters = list(model.parameters())
+    return Left(
+        [parameter.detach() for parameter in parameters],
+        [parameter.grad for parameter in parameters],
+        model.longest,
+        saved.peak_bytes,
+    )
+
+
+def _in_a_row(grads: list[Tensor | None]) -> Tensor:
     require(
         all(grad is not None for grad in grads),
         "a parameter has no gradient",
@@ -112,21 +149,19 @@ def _same(got: Tensor, want: Tensor) -> bool:
 
 def _require_one_graph(accumulate: LearnerFunction, model: TokenLosses, batches: list[MicroBatch]) -> None:
     alone = max(probe.saved_bytes(model, *batch) for batch in batches)
-    model.longest = 0
-    with SavedForBackward() as saved:
-        accumulate(model, batches)
-    _left_in(model)
+    left = accumulate.beside(accumulated, model.weights, batches)
+    _in_a_row(left.gradients)
     most = max(len(targets) for _, targets in batches)
     together = len(joined(batches)[1])
     require(
-        model.longest <= most,
-        f"the model was called with {model.longest} tokens at once, the longest micro-batch has {most} of {together}",
+        left.longest <= most,
+        f"the model was called with {left.longest} tokens at once, the longest micro-batch has {most} of {together}",
         misconception="runs-the-big-batch",
         thought="The big batch does not fit: run the micro-batches one after another.",
     )
     require(
-        saved.peak_bytes <= GRAPHS * alone,
-        f"at most {saved.peak_bytes:,} bytes were saved at one time, a micro-batch alone saves {alone:,}",
+        left.peak_bytes <= GRAPHS * alone,
+        f"at most {left.peak_bytes:,} bytes were saved at one time, a micro-batch alone saves {alone:,}",
         misconception="keeps-all-graphs",
         thought="A loss that waits for its `backward` keeps its graph: call it inside the loop, for each micro-batch.",
     )

@@ -14,19 +14,26 @@ WIDTH, INNER, OUT = 12, 40, 5
 class TokenLosses(nn.Module):
     """Two linear layers in FP64 and, for each token, the cross-entropy of its target."""
 
-    def __init__(self, draw: torch.Generator) -> None:
+    def __init__(self, first: Tensor, second: Tensor) -> None:
         super().__init__()
-        sizes = ((INNER, WIDTH), (OUT, INNER))
-        self.first, self.second = (
-            nn.Parameter(torch.randn(size, generator=draw, dtype=torch.float64) / size[1] ** 0.5) for size in sizes
-        )
+        self.first, self.second = nn.Parameter(first.clone()), nn.Parameter(second.clone())
         self.longest = self.calls = 0
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [self.first.detach(), self.second.detach()]
 
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
         """Return the loss of each token."""
         self.calls, self.longest = self.calls + 1, max(self.longest, len(targets))
         logits = torch.tanh(x.clone() @ self.first.T) @ self.second.T  # a copy: what is saved is freed with the graph
         return nn.functional.cross_entropy(logits, targets.clone(), reduction="none")
+
+
+def drawn_model(draw: torch.Generator) -> TokenLosses:
+    """Draw the weights of a model."""
+    sizes = ((INNER, WIDTH), (OUT, INNER))
+    return TokenLosses(*(torch.randn(size, generator=draw, dtype=torch.float64) / size[1] ** 0.5 for size in sizes))
 
 
 def micro_batches(lengths: Sequence[int], draw: torch.Generator) -> list[MicroBatch]:

@@ -1,15 +1,16 @@
 """Check of `accumulation_step`: a copied training loop over padded micro-batches, repaired."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlab import checkpointing
+from qlab.checks.checkpointing.stepping import RATE, MicroBatch, Scorer, stepped
 from qlab.checks.checkpointing.topic import TOPIC
 from qlab.checks.expect import as_number
 from qlab.checks.learner import LearnerFunction
@@ -17,47 +18,11 @@ from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
 
 IGNORED = -100
-WIDTH, VOCABULARY, SEQUENCE, RATE = 9, 7, 11, 0.5
+WIDTH, VOCABULARY, SEQUENCE = 9, 7, 11
 # of the largest value: sums of a hundred FP64 terms in another order give 1e-14; one padded position more in the
 # divisor gives 5e-3
 CLOSE = 1e-9
-MicroBatch = tuple[Tensor, Tensor]
 Share = Callable[[Tensor, int, list[MicroBatch]], Tensor]
-
-
-class Scorer(nn.Module):
-    """Two layers in FP64 that score what follows each position."""
-
-    def __init__(self, draw: torch.Generator) -> None:
-        super().__init__()
-        self.first, self.second = (
-            nn.Parameter(torch.randn(size, generator=draw, dtype=torch.float64) / size[0] ** 0.5)
-            for size in ((WIDTH, WIDTH), (WIDTH, VOCABULARY))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits."""
-        return torch.tanh(x @ self.first) @ self.second
-
-
-class Descent:
-    """The plainest optimizer; it counts its steps."""
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters, self.steps = parameters, 0
-
-    def zero_grad(self) -> None:
-        """Forget all gradients."""
-        for parameter in self.parameters:
-            parameter.grad = None
-
-    def step(self) -> None:
-        """Go down by the rate times the gradient."""
-        self.steps += 1
-        with torch.no_grad():
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.sub_(RATE * parameter.grad)
 
 
 @dataclass(frozen=True)
@@ -103,22 +68,19 @@ def _batches(counts: list[int], draw: torch.Generator) -> list[MicroBatch]:
     return batches
 
 
-def _row(model: Scorer, tensors: list[Tensor]) -> Tensor:
+def _drawn_scorer(draw: torch.Generator) -> Scorer:
+    sizes = (WIDTH, WIDTH), (WIDTH, VOCABULARY)
+    return Scorer(*(torch.randn(size, generator=draw, dtype=torch.float64) / size[0] ** 0.5 for size in sizes))
+
+
+def _row(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.detach().flatten() for tensor in tensors])
 
 
 def _stepped(step: LearnerFunction, model: Scorer, batches: list[MicroBatch], earlier: Tensor | None) -> Stepped:
-    parameters = list(model.parameters())
-    optimizer, before = Descent(parameters), _row(model, parameters).clone()
-    if earlier is not None:
-        for parameter, piece in zip(parameters, earlier.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = piece.view_as(parameter).clone()
-    told = step(model, optimizer, batches)
-    moved = (before - _row(model, parameters)) / RATE
-    with torch.no_grad():  # back to where it was, for what is computed next
-        for parameter, piece in zip(parameters, before.split([p.numel() for p in parameters]), strict=True):
-            parameter.copy_(piece.view_as(parameter))
-    return Stepped(moved, optimizer.steps, told)
+    weights = [parameter.detach() for parameter in model.parameters()]
+    after, steps, told = step.beside(stepped, weights, batches, earlier)
+    return Stepped((_row(weights) - _row(after)) / RATE, steps, told)
 
 
 def _losses(model: Scorer, batch: MicroBatch) -> Tensor:
@@ -139,7 +101,7 @@ def _right(losses: Tensor, own: int, batches: list[MicroBatch]) -> Tensor:
 
 
 def _gradient(model: Scorer, loss: Tensor) -> Tensor:
-    return _row(model, list(torch.autograd.grad(loss, list(model.parameters()))))
+    return _row(torch.autograd.grad(loss, list(model.parameters())))
 
 
 DIVIDE = "`backward` adds: undivided, more micro-batches make a longer step."
@@ -170,7 +132,7 @@ SHARES: tuple[tuple[str, str, Share], ...] = (
 
 
 def _require_step(step: LearnerFunction, draw: torch.Generator, counts: list[int], *, earlier: bool = False) -> None:
-    model, batches = Scorer(draw), _batches(counts, draw)
+    model, batches = _drawn_scorer(draw), _batches(counts, draw)
     size = sum(parameter.numel() for parameter in model.parameters())
     left = torch.randn(size, generator=draw, dtype=torch.float64) if earlier else None
     got = _stepped(step, model, batches, left)
@@ -224,7 +186,7 @@ def _slips(model: Scorer, batches: list[MicroBatch], left: Tensor | None) -> Ite
 
 
 def _require_loss(step: LearnerFunction, draw: torch.Generator, counts: list[int]) -> None:
-    model, batches = Scorer(draw), _batches(counts, draw)
+    model, batches = _drawn_scorer(draw), _batches(counts, draw)
     got = _stepped(step, model, batches, None).loss
     with torch.no_grad():
         want = _loss(model, batches, _right).item()

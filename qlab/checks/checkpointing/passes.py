@@ -96,6 +96,11 @@ def plainly(f: Function, *args: Any) -> Tensor:
 
 
 def passed(run: Callable[..., Any], problem: Problem) -> Passed:
+    """Take both passes through `run`, a `LearnerFunction` or any other, in the process where it lives."""
+    return run.beside(passed_here, problem) if isinstance(run, LearnerFunction) else passed_here(run, problem)
+
+
+def passed_here(run: Callable[..., Any], problem: Problem) -> Passed:
     """Run the layers through `run(f, *args)` from the problem's seed, then differentiate the result.
 
     Errors:  NotAnswered and Crashed for a learner's function; Refused if it returns no tensor of the right shape, or
@@ -118,6 +123,7 @@ def passed(run: Callable[..., Any], problem: Problem) -> Passed:
         grads = _gradients(result, leaves, problem.upstream)
         after_backward = torch.get_rng_state()
     backward_calls = tuple(w.calls - before for w, before in zip(watched, forward_calls, strict=True))
+    value = value.detach()
     return Passed(value, grads, at_start, after_forward, before_backward, after_backward, forward_calls, backward_calls)
 
 
@@ -156,6 +162,11 @@ def replayed(problem: Problem, state: Tensor) -> tuple[Tensor, ...]:
             grad, *rest = torch.autograd.grad(layer(leaf, *others), wanted, grad)
             found = [*rest, *found]
     return (grad, *found)
+
+
+def run_twice_uncopied(checkpoint: LearnerFunction, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:
+    """Run twice on the tensors themselves, not on copies."""
+    return run_twice(lambda *call: checkpoint.map([call])[0], x, weight)
 
 
 def run_twice(run: Callable[..., Any], x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from qlab import checkpointing
 from qlab.checks import probe
-from qlab.checks.checkpointing.passes import Passed, Problem, generator_kept, passed, plainly, replayed, run_twice
+from qlab.checks.checkpointing.passes import (
+    Passed,
+    Problem,
+    generator_kept,
+    passed,
+    plainly,
+    replayed,
+    run_twice,
+    run_twice_uncopied,
+)
 from qlab.checks.checkpointing.topic import TOPIC
 from qlab.checks.learner import Crashed, LearnerFunction
 from qlab.checks.numbers import drawn
@@ -44,7 +53,19 @@ def looked_up(x: Tensor, rows: Tensor, frozen: Tensor, weight: Tensor) -> Tensor
     return torch.tanh(x[rows] * frozen) @ weight
 
 
-@check(TOPIC, "checkpoint", checkpointing.checkpoint, checkpointing.replay.Replay, points=6)
+@check(
+    TOPIC,
+    "checkpoint",
+    checkpointing.checkpoint,
+    checkpointing.replay.Replay,
+    points=6,
+    forbids=(
+        "torch.utils.checkpoint",
+        "qlab.checkpointing.checkpoint_segments",
+        "qlab.checkpointing.checkpoint_binomially",
+        "qlab.checkpointing.checkpoint_selectively",
+    ),
+)
 def check_checkpoint(checkpoint: LearnerFunction, draw: torch.Generator) -> None:
     """Check `checkpoint(f, *args)`."""
     with part("it returns what f returns, and draws as many random numbers"):
@@ -145,7 +166,7 @@ def _require_shared(checkpoint: LearnerFunction, x: Tensor, weight: Tensor) -> N
     want = run_twice(plainly, x, weight)
     told = "two runs with the same weight, the second on the first one's result"
     try:
-        got = run_twice(lambda *call: checkpoint.map([call])[0], x, weight)  # on the tensors themselves, not on copies
+        got = checkpoint.beside(run_twice_uncopied, x, weight)
     except Crashed as crash:
         again = "backward through the graph a second time" in str(crash)
         require(not again, f"{told}: {crash}", misconception="reaches-past-the-arguments", thought=DETACH)
@@ -174,10 +195,15 @@ def _slips(problem: Problem, got: Passed) -> Iterator[tuple[str, str, tuple[Tens
         yield "restores-the-seed", seed, replayed(problem, at_seed)
 
 
+def kept_bytes(checkpoint: LearnerFunction, problem: Problem) -> int:
+    """Return the bytes that autograd keeps of one layer, run on leaves made here."""
+    return probe.measured_saved_bytes(checkpoint, problem.layers[0], *problem.leaves())
+
+
 def _require_nothing_kept(checkpoint: LearnerFunction, problem: Problem) -> None:
     arguments = sum(leaf.nbytes for leaf in problem.leaves())
     plain = probe.saved_bytes(problem.layers[0], *problem.leaves())
-    kept = probe.saved_bytes(checkpoint, problem.layers[0], *problem.leaves())
+    kept = checkpoint.beside(kept_bytes, problem)
     everything = kept >= 0.9 * (plain - arguments)
     require(
         kept <= arguments + ROOM,

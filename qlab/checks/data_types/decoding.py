@@ -40,7 +40,14 @@ def number_line(exponent_bits: int, mantissa_bits: int, last_code: int) -> Tenso
     return torch.tensor([0.0, *steps], dtype=torch.float64).cumsum(0)
 
 
-@check(TOPIC, "decode", formats.decode_by_formula, formats.FloatFormat, points=4)
+@check(
+    TOPIC,
+    "decode",
+    formats.decode_by_formula,
+    formats.FloatFormat,
+    points=4,
+    forbids=("qlab.formats.decode", "qlab.formats.finite_values"),
+)
 def check_decode(decode: LearnerFunction, draw: torch.Generator) -> None:
     """Check `decode(code, exponent_bits, mantissa_bits)` for IEEE-like formats."""
     with part("normal numbers of E5M2 and E4M3, both signs"):
@@ -61,7 +68,14 @@ def check_decode(decode: LearnerFunction, draw: torch.Generator) -> None:
             _compare(decode, [*edges, *codes], e, m)
 
 
-@check(TOPIC, "decode-e4m3", formats.decode_by_formula, formats.FloatFormat, points=4)
+@check(
+    TOPIC,
+    "decode-e4m3",
+    formats.decode_by_formula,
+    formats.FloatFormat,
+    points=4,
+    forbids=("qlab.formats.decode", "qlab.formats.finite_values"),
+)
 def check_decode_e4m3(decode_e4m3: LearnerFunction, draw: torch.Generator) -> None:
     """Check `decode_e4m3(code)`: all 256 codes of the 8-bit format without infinity."""
     del draw  # there are only 256 inputs, and all of them are tried

@@ -17,7 +17,7 @@ SPLITS = [(5, 2), (4, 3), (5, 10)]
 FAR_OUT = [3e38, 1e20, 1e-20, 1e-45]
 
 
-@check(TOPIC, "round-to-format", formats.round_to_format, points=5)
+@check(TOPIC, "round-to-format", formats.round_to_format, points=5, forbids=("qlab.formats.encode",))
 def check_round_to_format(round_to_format: LearnerFunction, draw: torch.Generator) -> None:
     """Check `round_to_format(x, exponent_bits, mantissa_bits, saturate)` for IEEE-like formats."""
     drawn = (int(torch.randint(2, 6, (), generator=draw)), int(torch.randint(1, 9, (), generator=draw)))

@@ -20,7 +20,21 @@ NAMES = ("dq", "dk", "dv")
 Blocks = tuple[int, int]
 
 
-@check(TOPIC, "tiled-backward", attention.flash_backward, points=6)
+@check(
+    TOPIC,
+    "tiled-backward",
+    attention.flash_backward,
+    points=6,
+    forbids=(
+        "torch.nn.functional.scaled_dot_product_attention",
+        "torch.nn.functional.multi_head_attention_forward",
+        "torch.nn.MultiheadAttention",
+        "torch.nn.attention",
+        "torch.ops.aten",
+        "qlab.attention.flash_attention",
+        "qlab.attention_triton",
+    ),
+)
 def check_tiled_backward(tiled_backward: LearnerFunction, draw: torch.Generator) -> None:
     """Check `tiled_backward(saved, grad_output, is_causal, blocks) -> (dq, dk, dv)`."""
     with part("dv: the weights, computed again"):

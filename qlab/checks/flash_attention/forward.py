@@ -21,7 +21,21 @@ CALL = "tiled_forward(q, k, v, is_causal, blocks)"
 Blocks = tuple[int, int]
 
 
-@check(TOPIC, "tiled-forward", attention.flash_forward, points=7)
+@check(
+    TOPIC,
+    "tiled-forward",
+    attention.flash_forward,
+    points=7,
+    forbids=(
+        "torch.nn.functional.scaled_dot_product_attention",
+        "torch.nn.functional.multi_head_attention_forward",
+        "torch.nn.MultiheadAttention",
+        "torch.nn.attention",
+        "torch.ops.aten",
+        "qlab.attention.flash_attention",
+        "qlab.attention_triton",
+    ),
+)
 def check_tiled_forward(tiled_forward: LearnerFunction, draw: torch.Generator) -> None:
     """Check `tiled_forward(q, k, v, is_causal, blocks) -> (output, log_sum_exp)`."""
     with part("blocks that divide the queries and the keys, of which there are not as many"):

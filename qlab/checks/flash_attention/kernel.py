@@ -25,7 +25,23 @@ LOST = (
 )
 
 
-@check(TOPIC, "triton-kernel", forward.walk_over_keys.fn, forward.flash_forward, points=5)
+@check(
+    TOPIC,
+    "triton-kernel",
+    forward.walk_over_keys.fn,
+    forward.flash_forward,
+    points=5,
+    forbids=(
+        "torch.nn.functional.scaled_dot_product_attention",
+        "torch.nn.functional.multi_head_attention_forward",
+        "torch.nn.MultiheadAttention",
+        "torch.nn.attention",
+        "torch.ops.aten",
+        "qlab.attention.flash_attention",
+        "qlab.attention.flash_forward",
+        "qlab.attention_triton.flash_attention",
+    ),
+)
 def check_triton_kernel(triton_forward: LearnerFunction, draw: torch.Generator) -> None:
     """Check `triton_forward(q, k, v, is_causal) -> (output, log_sum_exp)`, which launches the learner's kernel."""
     with part("whole tiles, several of queries and several of keys"):
@@ -74,12 +90,10 @@ def _results(triton_forward: LearnerFunction, case: Attention) -> tuple[Tensor, 
         misconception="triton-is-missing",
         thought="Every other exercise of this lab can be won without it.",
     )
-    given = tuple(x.to(DEVICE) for x in (case.q, case.k, case.v))
-    with runtime.launching(given[0]), TorchProducts() as products:
-        returned = triton_forward(*given, case.is_causal)
+    returned, products = triton_forward.beside(launched, case.q, case.k, case.v, case.is_causal)
     require(
-        not products.found,
-        f"torch computed {', '.join(sorted(products.found))} here: all products belong into the kernel",
+        not products,
+        f"torch computed {', '.join(products)} here: all products belong into the kernel",
         misconception="not-a-kernel",
         thought="triton_forward only allocates and launches: tl.dot in forward_kernel does the work.",
     )
@@ -88,6 +102,15 @@ def _results(triton_forward: LearnerFunction, case: Attention) -> tuple[Tensor, 
         as_tensor(output, tuple(case.q.shape), call=f"{CALL}[0]").double(),
         as_tensor(log_sum_exp, (len(case.q),), call=f"{CALL}[1]").double(),
     )
+
+
+def launched(triton_forward: LearnerFunction, *given: Any) -> tuple[Any, list[str]]:
+    """Return what the answer returns on this machine's device, and the products that torch itself was asked for."""
+    *tensors, is_causal = given
+    tensors = [x.to(DEVICE) for x in tensors]
+    with runtime.launching(tensors[0]), TorchProducts() as products:
+        returned = triton_forward(*tensors, is_causal)
+    return returned, sorted(products.found)
 
 
 def _told(case: Attention, what: str) -> Callable[[int], str]:

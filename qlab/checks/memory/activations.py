@@ -36,7 +36,14 @@ class Case:
         return self.batch * self.sequence
 
 
-@check(TOPIC, "activation-bytes", activations.activation_bytes, activations.layer_bytes, points=4)
+@check(
+    TOPIC,
+    "activation-bytes",
+    activations.activation_bytes,
+    activations.layer_bytes,
+    points=4,
+    forbids=("qlab.measure", "qlab.model.Decoder"),
+)
 def check_activation_bytes(activation_bytes: LearnerFunction, draw: torch.Generator) -> None:
     """Check `activation_bytes(config, batch, sequence)` within 2 % of the bytes that are measured."""
     width = 16 * drawn(6, 7, draw)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,25 @@ from qlab.checks.memory.topic import TOPIC
 from qlab.checks.numbers import doubles, drawn, require_numbers
 from qlab.checks.report import check, part
 
-Drawn = tuple[str, nn.Module, Tensor]
+Layer = tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A module, as the names and sizes of its layers, and an input for it."""
+
+    layers: tuple[Layer, ...]
+    x: Tensor
+
+    @property
+    def told(self) -> str:
+        """The module in words."""
+        names = ", ".join(TOLD.get(layer[0], f"{layer[0]}{layer[1:] or ''}") for layer in self.layers)
+        return names if self.x.dtype == torch.float32 else f"{names} in {str(self.x.dtype)[6:]}"
+
+    def made(self) -> nn.Sequential:
+        """Return the module, in the type of the input."""
+        return nn.Sequential(*(LAYERS[name](*sizes) for name, *sizes in self.layers)).to(self.x.dtype)
 
 
 class SquareOfFirstHalf(nn.Module):
@@ -32,6 +51,12 @@ class ProductOfHalves(nn.Module):
         """Return the products."""
         half = x.shape[1] // 2
         return x[:, :half] * x[:, half:]
+
+
+LAYERS: dict[str | int, Callable[..., nn.Module]] = {
+    layer.__name__: layer for layer in (nn.Linear, nn.GELU, nn.ReLU, nn.Tanh, SquareOfFirstHalf, ProductOfHalves)
+}
+TOLD = {"SquareOfFirstHalf": "square of the first half", "ProductOfHalves": "product of the halves"}
 
 
 @dataclass(frozen=True)
@@ -67,57 +92,57 @@ def _feed_forward(draw: torch.Generator, *, square: bool = False) -> Drawn:
     """Draw a feed-forward; with `square`, as many rows as inner channels, so that `x` is shaped like the weight."""
     rows, width, inner = drawn(3, 9, draw), drawn(10, 12, draw), drawn(13, 30, draw)
     rows = inner if square else rows
-    module = nn.Sequential(nn.Linear(width, inner), nn.GELU(), nn.Linear(inner, width))
-    return f"Linear({width}, {inner}), GELU, Linear({inner}, {width})", module, torch.randn(rows, width, generator=draw)
+    layers = ("Linear", width, inner), ("GELU",), ("Linear", inner, width)
+    return Drawn(layers, torch.randn(rows, width, generator=draw))
 
 
 def _relu_chain(draw: torch.Generator) -> Drawn:
     rows, a, b, c = drawn(3, 9, draw), drawn(4, 9, draw), drawn(10, 19, draw), drawn(20, 30, draw)
     d = a + drawn(1, 5, draw)
-    module = nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, c), nn.Tanh(), nn.Linear(c, d))
-    told = f"Linear({a}, {b}), ReLU, Linear({b}, {c}), Tanh, Linear({c}, {d})"
-    return told, module, torch.randn(rows, a, generator=draw)
+    layers = ("Linear", a, b), ("ReLU",), ("Linear", b, c), ("Tanh",), ("Linear", c, d)
+    return Drawn(layers, torch.randn(rows, a, generator=draw))
 
 
 def _view_of_half(draw: torch.Generator) -> Drawn:
     rows, width, inner = drawn(3, 9, draw), drawn(4, 9, draw), 2 * drawn(5, 15, draw)
-    module = nn.Sequential(nn.Linear(width, inner), SquareOfFirstHalf())
-    return f"Linear({width}, {inner}), square of the first half", module, torch.randn(rows, width, generator=draw)
+    return Drawn((("Linear", width, inner), ("SquareOfFirstHalf",)), torch.randn(rows, width, generator=draw))
 
 
 def _two_views(draw: torch.Generator) -> Drawn:
-    told, module, x = _view_of_half(draw)
-    return (
-        told.replace("square of the first half", "product of the halves"),
-        nn.Sequential(module[0], ProductOfHalves()),
-        x,
-    )
+    half = _view_of_half(draw)
+    return Drawn((half.layers[0], ("ProductOfHalves",)), half.x)
 
 
 def _in_type(dtype: torch.dtype, draw: torch.Generator) -> Drawn:
-    told, module, x = _feed_forward(draw)
-    return f"{told} in {str(dtype)[6:]}", module.to(dtype), x.to(dtype)
+    drawn = _feed_forward(draw)
+    return Drawn(drawn.layers, drawn.x.to(dtype))
 
 
 def _compare(count_saved_bytes: LearnerFunction, modules: list[Drawn]) -> None:
     require_numbers(
-        [count_saved_bytes(module, x) for _, module, x in modules],
-        [probe.saved_bytes(module, x) for _, module, x in modules],
-        calls=[f"count_saved_bytes({told}; x of shape {tuple(x.shape)})" for told, _, x in modules],
+        [count_saved_bytes.beside(counted, drawn) for drawn in modules],
+        [probe.saved_bytes(drawn.made(), drawn.x) for drawn in modules],
+        calls=[f"count_saved_bytes({drawn.told}; x of shape {tuple(drawn.x.shape)})" for drawn in modules],
         suspects=lambda: _suspects(modules),
     )
 
 
-def _suspects(modules: list[Drawn]) -> Iterator[Suspect]:
-    records = [_saved(module, x) for _, module, x in modules]
+def counted(count_saved_bytes: LearnerFunction, drawn: Drawn) -> Any:
+    """Call on a module made here."""
+    return count_saved_bytes(drawn.made(), drawn.x)
+
+
+def _suspects(drawn: list[Drawn]) -> Iterator[Suspect]:
+    modules = [(one.made(), one.x) for one in drawn]
+    records = [_saved(module, x) for module, x in modules]
     for misconception, thought, count in SLIPS:
         yield Suspect(misconception, thought, doubles([count(saved) for saved in records]))
-    all_parameters = [sum(p.nbytes for p in module.parameters()) for _, module, _ in modules]
+    all_parameters = [sum(p.nbytes for p in module.parameters()) for module, _ in modules]
     for count in (_once, lambda saved: sum(s.own_bytes for s in saved)):
         values = [count(saved) - taken for saved, taken in zip(records, all_parameters, strict=True)]
         thought = "Not every parameter is saved: leave out those that come by, and do not subtract the rest."
         yield Suspect("subtracts-all-parameters", thought, doubles(values))
-    outputs = [_bytes_of_outputs(module, x) for _, module, x in modules]
+    outputs = [_bytes_of_outputs(module, x) for module, x in modules]
     yield Suspect(
         "counts-outputs", "Autograd does not keep every layer's output: count what it packs.", doubles(outputs)
     )

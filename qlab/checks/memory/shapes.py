@@ -31,7 +31,14 @@ LLAMA_LIKE = {"norm": "rmsnorm", "positions": "rotary", "gated": True, "biases":
 GPT_LIKE = {"norm": "layernorm", "positions": "learned", "gated": False, "biases": True}
 
 
-@check(TOPIC, "count-parameters", config.parameter_parts, config.ParameterCount, points=4)
+@check(
+    TOPIC,
+    "count-parameters",
+    config.parameter_parts,
+    config.ParameterCount,
+    points=4,
+    forbids=("qlab.config.count_parameters", "qlab.model.Decoder"),
+)
 def check_count_parameters(count_parameters: LearnerFunction, draw: torch.Generator) -> None:
     """Check `count_parameters(config)` against decoders that are really built."""
     with part("matrices, norms, embeddings and a head of its own, as in Llama"):

@@ -39,7 +39,9 @@ class Case:
         return self.recipe != "sgd-momentum"
 
 
-@check(TOPIC, "model-state-bytes", memory.model_state_bytes, memory.Recipe, points=5)
+@check(
+    TOPIC, "model-state-bytes", memory.model_state_bytes, memory.Recipe, points=5, forbids=("qlab.memory.state_bytes",)
+)
 def check_model_state_bytes(model_state_bytes: LearnerFunction, draw: torch.Generator) -> None:
     """Check `model_state_bytes(parameters, recipe, adapters)` for the six recipes of the course."""
     for name, recipes in (

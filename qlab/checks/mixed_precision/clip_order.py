@@ -6,11 +6,13 @@ from dataclasses import replace
 import torch
 
 from qlab import loss_scaling
+from qlab.checks.beside import reports
 from qlab.checks.expect import Suspect, require_values
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.mixed_precision.reading import TOPIC, GradientThroughFP16
-from qlab.checks.mixed_precision.step import drawn_case, made, overflowing
-from qlab.checks.mixed_precision.step_slips import RATE, RIGHT, SLIPS, Case, Outcome, near, simulated, told
+from qlab.checks.mixed_precision.reading import TOPIC
+from qlab.checks.mixed_precision.step import drawn_case, overflowing
+from qlab.checks.mixed_precision.step_runs import trained_by_clipped_step
+from qlab.checks.mixed_precision.step_slips import RIGHT, SLIPS, Case, Outcome, near, simulated, told
 from qlab.checks.report import check, part
 
 
@@ -49,14 +51,5 @@ def _suspects(got: Outcome, case: Case) -> Iterator[Suspect]:
 
 
 def _run(clipped_step: LearnerFunction, case: Case) -> Outcome:
-    parameters, reached = made(case)
-    optimizer = torch.optim.SGD(parameters.parameters(), lr=RATE)
-    scaler = torch.amp.GradScaler("cpu", case.scale, growth_interval=case.growth_interval)
-    scaler.scale(torch.zeros(()))  # makes the tensor of the scale
-    seen, scales = [], []
-    for gradients in case.steps:
-        loss = sum(GradientThroughFP16.apply(p, g) for p, g in zip(reached, gradients, strict=True))
-        clipped_step(loss, parameters, optimizer, scaler, case.max_norm)
-        seen.append(torch.cat([p.detach().double().flatten() for p in reached]))
-        scales.append(scaler.get_scale())
-    return Outcome(torch.stack(seen), (), tuple(scales))
+    seen, scales = zip(*reports(clipped_step, trained_by_clipped_step, case), strict=True)
+    return Outcome(torch.stack(seen), (), scales)

@@ -135,8 +135,8 @@ def _require_won(train_fp16: LearnerFunction, problem: Problem, why: Why) -> lis
 
 
 def _trained(train_fp16: LearnerFunction, problem: Problem) -> list[Tensor]:
-    returned = train_fp16(problem, problem.start, STEPS, problem.learning_rate)
-    returned = list(returned) if isinstance(returned, nn.ParameterList) else returned
+    settled = problem.inputs, problem.targets, problem.start, problem.unit, problem.learning_rate
+    returned, problem.calls, problem.moved = train_fp16.beside(trained_on, *settled)
     weights = unpacked(returned, ("first", "second"), call=CALL)
     require(
         problem.calls <= STEPS + SPARE,
@@ -154,6 +154,13 @@ def _trained(train_fp16: LearnerFunction, problem: Problem) -> list[Tensor]:
         as_tensor(w, tuple(s.shape), call=f"{CALL}[{i}]").float()
         for i, (w, s) in enumerate(zip(weights, problem.start, strict=True))
     ]
+
+
+def trained_on(train_fp16: LearnerFunction, *settled: Any) -> tuple[Any, int, list[Tensor]]:
+    """Train on a problem made here; return the answer's weights, its calls of the loss, and its first other weights."""
+    problem = Problem(*settled)
+    returned = train_fp16(problem, problem.start, STEPS, problem.learning_rate)
+    return list(returned) if isinstance(returned, nn.ParameterList) else returned, problem.calls, problem.moved
 
 
 def _on_the_grid(got: list[Tensor]) -> bool:

@@ -1,17 +1,17 @@
 """Check of `LossScaler`: the same states as torch's `GradScaler`, step by step."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qlab import loss_scaling
-from qlab.checks.expect import Suspect, as_number, require_values
+from qlab.checks.beside import reports
+from qlab.checks.expect import Suspect, require_values
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.mixed_precision.reading import TOPIC, as_truth
+from qlab.checks.mixed_precision.reading import TOPIC
+from qlab.checks.mixed_precision.scaler_runs import restarted, stepped_where_told, walked
 from qlab.checks.mixed_precision.scaler_slips import SLIPS, Rule, Settings, updated
 from qlab.checks.numbers import doubles, drawn
 from qlab.checks.report import check, part, require
@@ -27,7 +27,13 @@ class Walk:
     overflows: tuple[bool, ...]
 
 
-@check(TOPIC, "loss-scaler", loss_scaling.LossScaler, points=5)
+@check(
+    TOPIC,
+    "loss-scaler",
+    loss_scaling.LossScaler,
+    points=5,
+    forbids=("torch.amp.GradScaler", "torch.cuda.amp.GradScaler"),
+)
 def check_loss_scaler(loss_scaler: LearnerFunction, draw: torch.Generator) -> None:
     """Check the class `LossScaler` as its task documents it: `update`, `step`, and its `state_dict`."""
     with part("good steps: it grows after growth_interval of them, and counts anew"):
@@ -92,53 +98,16 @@ def _by_grad_scaler(walk: Walk) -> list[tuple[float, int]]:
     return states
 
 
-def _made(loss_scaler: LearnerFunction, settings: Settings) -> Any:
-    scaler = loss_scaler(*settings)
-    require(
-        scaler is not None,
-        f"`{settings.told}` gave None",
-        misconception="returns-nothing",
-        thought="`LossScaler` is a class: calling it makes a scaler.",
-    )
-    return scaler
-
-
-def _state(scaler: Any) -> tuple[float, float]:
-    return _read(LearnerFunction(lambda: (scaler.scale, scaler.good_steps))())
-
-
-def _read(state: tuple[Any, Any]) -> tuple[float, float]:
-    return as_number(state[0], call="scaler.scale"), as_number(state[1], call="scaler.good_steps")
-
-
-def _walked(scaler: Any, overflows: Sequence[bool]) -> list[tuple[float, float]]:
-    """Return scale and good steps after each update: one guard for many small calls."""
-
-    def walk() -> list[tuple[Any, Any]]:
-        states = []
-        for overflow in overflows:
-            scaler.update(overflow)
-            states.append((_copied(scaler.scale), _copied(scaler.good_steps)))
-        return states
-
-    return [_read(state) for state in LearnerFunction(walk)()]
-
-
-def _copied(value: Any) -> Any:
-    """Return a copy of a tensor or array, which the next update may change in place."""
-    return value if isinstance(value, int | float) else copy.deepcopy(value)
-
-
 def _require_walk(loss_scaler: LearnerFunction, walk: Walk, expected: list[tuple[float, int]] | None = None) -> None:
-    scaler = _made(loss_scaler, walk.settings)
-    start = _state(scaler)
+    found = reports(loss_scaler, walked, walk.settings, walk.overflows)
+    start = next(found)
     require(
         start == (walk.settings.scale, 0),
         f"`{walk.settings.told}` starts with scale {start[0]:g} and {start[1]:g} good steps",
         misconception="wrong-start",
         thought="Before the first step the scale is the one it was made with, and no step was good.",
     )
-    _compare(_walked(scaler, walk.overflows), expected or _states(walk), walk)
+    _compare(next(found), expected or _states(walk), walk)
 
 
 def _compare(got: list[tuple[float, float]], expected: list[tuple[float, int]], walk: Walk, after: str = "") -> None:
@@ -164,22 +133,18 @@ def _suspects(walk: Walk) -> Iterator[Suspect]:
 
 def _require_steps(loss_scaler: LearnerFunction, draw: torch.Generator) -> None:
     """Step a plain descent on a constant gradient: the weight counts the steps."""
-    scaler = _made(loss_scaler, _settings(draw))
-    weight = nn.Parameter(torch.zeros(()))
-    optimizer = torch.optim.SGD([weight], lr=1.0)
-    step = LearnerFunction(lambda found_inf: scaler.step(optimizer, found_inf))
-    for found_inf in (False, True, *(torch.rand(8, generator=draw) < 0.5).tolist(), True, False):
-        before, state = weight.item(), _state(scaler)
-        weight.grad = torch.tensor(-1.0)
-        returned = step(found_inf)
-        steps = weight.item() - before
+    settings = _settings(draw)
+    overflows = (False, True, *(torch.rand(8, generator=draw) < 0.5).tolist(), True, False)
+    found = reports(loss_scaler, stepped_where_told, settings, overflows)
+    for found_inf in overflows:
+        state, steps = next(found), next(found)
         called = f"scaler.step(optimizer, {found_inf})"
         if found_inf:
             inf = "A gradient with inf or NaN makes the weights inf or NaN, for good: leave the step out."
             require(not steps, f"`{called}` changed the weight", misconception="steps-on-inf", thought=inf)
         else:
             _require_one_step(steps, called)
-        stepped = as_truth(returned, call=called)
+        stepped = next(found)
         require(
             stepped is not found_inf,
             f"`{called}` returned {stepped}",
@@ -188,7 +153,7 @@ def _require_steps(loss_scaler: LearnerFunction, draw: torch.Generator) -> None:
         )
         twice = "The loop calls `update` after each `step`: if both change the state, each step counts twice."
         changed = f"`{called}` changed `scale` or `good_steps`"
-        require(_state(scaler) == state, changed, misconception="step-updates-too", thought=twice)
+        require(next(found) == state, changed, misconception="step-updates-too", thought=twice)
 
 
 def _require_one_step(steps: float, called: str) -> None:
@@ -208,32 +173,29 @@ def _require_one_step(steps: float, called: str) -> None:
 
 def _require_restart(loss_scaler: LearnerFunction, walk: Walk, earliest: int) -> None:
     """Save where some good steps are counted, walk on, and let a new scaler walk the same way from there."""
-    first, states = _made(loss_scaler, walk.settings), _states(walk)
+    states = _states(walk)
     place = next(i for i in range(earliest, len(states)) if states[i - 1][1])
-    got = _walked(first, walk.overflows[:place])
-    saved = LearnerFunction(first.state_dict)()
+    found = reports(loss_scaler, restarted, walk.settings, walk.overflows, place)
+    got, saved = next(found), next(found)
     require(
-        isinstance(saved, dict),
-        f"`scaler.state_dict()` returned a {type(saved).__name__}",
-        misconception="returns-nothing" if saved is None else "returns-wrong-type",
+        saved == "dict",
+        f"`scaler.state_dict()` returned a {saved}",
+        misconception="returns-nothing" if saved == "NoneType" else "returns-wrong-type",
         thought="Return a dict: a name of your own for each number that the scaler needs to go on.",
     )
-    kept = copy.deepcopy(saved)
-    _compare(got + _walked(first, walk.overflows[place:]), states, walk)
+    _compare(got + next(found), states, walk)
     require(
-        saved == kept,
+        next(found),
         f"the state_dict that was saved after {place} steps changed when the scaler went on",
         misconception="state-is-a-view",
         thought="A saved state must stay what it was: return a new dict, not `self.__dict__`.",
     )
-    other = _made(loss_scaler, walk.settings._replace(scale=3.0))  # a scale that no state has
-    LearnerFunction(lambda: other.load_state_dict(saved))()
-    _require_loaded(other, states[place - 1])
-    _compare(states[:place] + _walked(other, walk.overflows[place:]), states, walk, f", loaded after {place} steps")
+    _require_loaded(next(found), states[place - 1])
+    _compare(states[:place] + next(found), states, walk, f", loaded after {place} steps")
 
 
-def _require_loaded(other: Any, expected: tuple[float, int]) -> None:
-    scale, good = _state(other)
+def _require_loaded(state: tuple[float, float], expected: tuple[float, int]) -> None:
+    scale, good = state
     require(
         scale == expected[0],
         f"after loading, the scale is {scale:g}, expected {expected[0]:g}",

@@ -2,31 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import nn
 
 from qlab import loss_scaling
+from qlab.checks.beside import reports
 from qlab.checks.expect import Suspect, require_values
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.mixed_precision.reading import TOPIC, GradientThroughFP16, as_truth
-from qlab.checks.mixed_precision.step_slips import RATE, RIGHT, SLIPS, Case, Outcome, near, norm_of, simulated, told
+from qlab.checks.mixed_precision.reading import TOPIC
+from qlab.checks.mixed_precision.step_runs import SHAPES, trained_by_step
+from qlab.checks.mixed_precision.step_slips import RIGHT, SLIPS, Case, Outcome, near, norm_of, simulated, told
 from qlab.checks.numbers import drawn
 from qlab.checks.quantization.codes import uniform
 from qlab.checks.report import Refused, check, part, require
 
-SHAPES = ((7, 5), (9,), (4, 6))
-SILENT = (3, 2)  # of the parameter that no gradient reaches: it stands among the others
 INF, NAN = float("inf"), float("nan")
 SPOILED = (*((place, INF) for place in range(3)), (1, -INF), *((place, NAN) for place in range(3)))
-
-
-class Recorded(loss_scaling.LossScaler):
-    """A real scaler that reads what its `update` is told as a task's promise: a truth value."""
-
-    def update(self, found_inf: Any) -> None:
-        super().update(as_truth(found_inf, call="the argument of scaler.update"))
 
 
 @check(TOPIC, "training-step", loss_scaling.training_step, loss_scaling.LossScaler, points=5)
@@ -77,28 +68,14 @@ def overflowing(draw: torch.Generator) -> Case:
     return replace(case, scale=2.0**18, max_norm=8.0)  # finite from 2¹⁶ on, the third step: 0.9 · 2¹⁶ = 58982
 
 
-def made(case: Case) -> tuple[nn.ParameterList, list[nn.Parameter]]:
-    """Return weights of zero, and those of them that a gradient reaches."""
-    reached = [nn.Parameter(torch.zeros(shape)) for shape in SHAPES]
-    silent = [nn.Parameter(torch.zeros(SILENT))] if case.silent else []
-    return nn.ParameterList([reached[0], *silent, *reached[1:]]), reached
-
-
 def _run(training_step: LearnerFunction, case: Case) -> Outcome:
-    """Let the learner train; a ParameterList, unlike a list, reaches the answer as it is and not as copies."""
-    parameters, reached = made(case)
-    optimizer = torch.optim.SGD(parameters.parameters(), lr=RATE)
-    scaler = Recorded(case.scale, growth_interval=case.growth_interval)
     seen, stepped, scales = [], [], []
-    for gradients in case.steps:
-        loss = sum(GradientThroughFP16.apply(p, g) for p, g in zip(reached, gradients, strict=True))
-        returned = training_step(loss, parameters, optimizer, scaler, case.max_norm)
-        stepped.append(as_truth(returned, call="training_step(…)"))
-        seen.append(torch.cat([p.detach().double().flatten() for p in reached]))
-        scales.append(scaler.scale)
+    for row, silent, truth, scale in reports(training_step, trained_by_step, case):
+        stepped.append(truth)
+        seen.append(row)
+        scales.append(scale)
         unmoved = "The parameter that the loss does not reach was moved."
-        alone = len(reached) == len(parameters) or not parameters[1].any()
-        require(alone, "a parameter without a gradient moved", misconception="moves-all", thought=unmoved)
+        require(not silent, "a parameter without a gradient moved", misconception="moves-all", thought=unmoved)
     return Outcome(torch.stack(seen), tuple(stepped), tuple(scales))
 
 

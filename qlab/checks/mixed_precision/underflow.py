@@ -40,7 +40,7 @@ class Case:
 Rule = Callable[[Case], float]
 
 
-@check(TOPIC, "underflow-fraction", loss_scaling.underflow_fraction, points=4)
+@check(TOPIC, "underflow-fraction", loss_scaling.underflow_fraction, points=4, forbids=("qlab.loss_scaling.census",))
 def check_underflow_fraction(underflow_fraction: LearnerFunction, draw: torch.Generator) -> None:
     """Check `underflow_fraction(x, scale=1.0)`."""
     with part("gradients of every size and either sign"):

@@ -51,7 +51,19 @@ class Case:
         return ROUNDING * before.abs() + UPDATE_ROUNDING * (after - before).abs()
 
 
-@check(TOPIC, "adam-step", optimizers.adam_update, points=4)
+@check(
+    TOPIC,
+    "adam-step",
+    optimizers.adam_update,
+    points=4,
+    forbids=(
+        "torch.optim",
+        "torch._fused_adam_",
+        "qlab.optimizers.Adam8bit",
+        "qlab.optimizers.AdamW8bit",
+        "qlab.optimizers.MappedAdam",
+    ),
+)
 def check_adam_step(adam_step: LearnerFunction, draw: torch.Generator) -> None:
     """Check `adam_step(parameter, gradient, exp_avg, exp_avg_sq, step, lr, betas, eps)`."""
     cases = [_later(draw, drawn(*steps, draw)) for steps in ((2, 4), (10, 30), (200, 900), (4_000, 9_000))]

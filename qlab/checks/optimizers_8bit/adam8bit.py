@@ -4,27 +4,24 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlab import optimizers
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.optimizers_8bit import regression as trial
 from qlab.checks.optimizers_8bit.adam8bit_slips import END_SLIPS, first_step_slips
-from qlab.checks.optimizers_8bit.held import kept_bytes
 from qlab.checks.optimizers_8bit.regression import Regression, regression
 from qlab.checks.optimizers_8bit.rules import Settings, explains
 from qlab.checks.optimizers_8bit.running import (
     BYTES_A_VALUE,
     FP32_COPY,
-    after_two_steps,
     budget,
-    made,
+    drawn_gradients,
+    end,
+    first_step,
+    kept_between_steps,
     require_moved,
-    row,
-    two_steps_taken,
-    walked,
-    zero_weights,
 )
 from qlab.checks.optimizers_8bit.saved import require_restart, require_small_once_loaded
 from qlab.checks.optimizers_8bit.topic import TOPIC
@@ -38,7 +35,13 @@ STEPS, FIRST = 24, 4
 UPDATE_ROUNDING, ROUNDING = 1e-4, 1e-6
 
 
-@check(TOPIC, "adam8bit", optimizers.Adam8bit, points=5)
+@check(
+    TOPIC,
+    "adam8bit",
+    optimizers.Adam8bit,
+    points=5,
+    forbids=("qlab.optimizers.AdamW8bit", "qlab.optimizers.MappedAdam"),
+)
 def check_adam8bit(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
     """Check the class `Adam8bit(params, lr, betas, eps)` as its task documents it."""
     with part("the first step is Adam's: groups with their own settings, a parameter without a gradient stays"):
@@ -56,26 +59,20 @@ def check_adam8bit(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
 def _require_first_step(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
     sizes = (700, drawn(30, 90, draw), 5)
     values = [torch.randn(size, generator=draw) for size in sizes]
-    weights = nn.ParameterList([nn.Parameter(value.clone()) for value in values])
     common, own = (Settings(uniform(0.01, 0.1, (), draw).item(), (0.9, 0.99), eps) for eps in (1e-15, 0.3))
     own = Settings(own.lr * 3, (0.8, 0.95), own.eps)
-    groups = [
-        {"params": [weights[0], weights[2]]},
-        {"params": [weights[1]], "lr": own.lr, "betas": own.betas, "eps": own.eps},
-    ]
-    optimizer = made(adam8bit, groups, common)
-    for weight in (weights[0], weights[1]):
-        signs = torch.randint(0, 2, weight.shape, generator=draw) * 2 - 1
-        weight.grad = signs * uniform(0.05, 1, tuple(weight.shape), draw)
-    gradients = [weight.grad.clone() for weight in weights[:2]]  # an answer may clear them, or work on them in place
-    LearnerFunction(optimizer.step)()
+    gradients = []
+    for value in values[:2]:
+        signs = torch.randint(0, 2, value.shape, generator=draw) * 2 - 1
+        gradients.append(signs * uniform(0.05, 1, tuple(value.shape), draw))
+    weights = adam8bit.beside(first_step, values, [*gradients, None], (common, own))
     require(
-        torch.equal(weights[2].detach(), values[2]),
+        torch.equal(weights[2], values[2]),
         "a parameter whose `.grad` is None has changed",
         misconception="moves-without-a-gradient",
         thought="No gradient, no step: leave such a parameter out.",
     )
-    got = torch.cat([weight.detach().double() for weight in weights[:2]])
+    got = torch.cat([weight.double() for weight in weights[:2]])
     slips = first_step_slips(list(zip(values[:2], gradients, (common, own), strict=True)))
     _require_values(got, torch.cat(values[:2]).double(), slips)
 
@@ -105,7 +102,7 @@ def _require_values(got: Tensor, before: Tensor, slips: Iterator[tuple[str, str,
 
 
 def _require_path(adam8bit: LearnerFunction, problem: Regression) -> None:
-    got, adam = _end(adam8bit, problem), problem.path_end()
+    got, adam = adam8bit.beside(end, problem), problem.path_end()
     apart = _apart(got, adam)
     if apart <= GAP:
         return
@@ -128,7 +125,7 @@ PRINT = "Take one parameter, and print its moments before they become codes and 
 def _named(adam8bit: LearnerFunction, problem: Regression) -> tuple[str, str]:
     """Name the slip whose own first steps are the answer's; a path that has burst tells nothing any more."""
     one, short = (replace(problem, batches=problem.batches[:n], rates=problem.rates[:n]) for n in (1, FIRST))
-    began, got = _end(adam8bit, one), _end(adam8bit, short)
+    began, got = adam8bit.beside(end, one), adam8bit.beside(end, short)
     fits = [(torch.inf, "", "")]
     for misconception, thought, rule, keep, uses_kept in END_SLIPS:
         if _apart(began, one.path_end(rule, keep, uses_kept=uses_kept)) <= GAP / 2:  # most are dismissed by one step
@@ -138,13 +135,6 @@ def _named(adam8bit: LearnerFunction, problem: Regression) -> tuple[str, str]:
     return (misconception, thought) if close else ("far-from-adam", PRINT)
 
 
-def _end(adam8bit: LearnerFunction, problem: Regression) -> Tensor:
-    weights = trial.parameters()
-    optimizer = made(adam8bit, weights.parameters(), problem.settings)
-    walked(optimizer, weights, problem, range(len(problem.batches)))
-    return row(weights)
-
-
 def _apart(got: Tensor, end: Tensor) -> float:
     """Return how far it is from one end to the other, as a share of the way to the other; the start is 0."""
     way = end.norm()
@@ -152,9 +142,8 @@ def _apart(got: Tensor, end: Tensor) -> float:
 
 
 def _require_small(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
-    two_steps_taken(adam8bit, draw, 300)  # what an answer makes once, for all of its optimizers, is made now
-    weights = zero_weights(draw, 30_000)
-    kept = kept_bytes(lambda: after_two_steps(adam8bit, weights), weights, budget(30_000))
+    few, gradients = drawn_gradients(draw, 300), drawn_gradients(draw, 30_000)
+    kept, weights = adam8bit.beside(kept_between_steps, few, gradients)
     require_moved(weights)
     _within(kept, 30_000)
 

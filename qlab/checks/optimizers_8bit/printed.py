@@ -46,7 +46,19 @@ class Walk:
         return torch.stack(path)
 
 
-@check(TOPIC, "adam-as-printed", optimizers.adam_update, points=3)
+@check(
+    TOPIC,
+    "adam-as-printed",
+    optimizers.adam_update,
+    points=3,
+    forbids=(
+        "torch.optim",
+        "torch._fused_adam_",
+        "qlab.optimizers.Adam8bit",
+        "qlab.optimizers.AdamW8bit",
+        "qlab.optimizers.MappedAdam",
+    ),
+)
 def check_mended_adam(mended_adam: LearnerFunction, draw: torch.Generator) -> None:
     """Check `mended_adam(gradient_of, x, steps, lr, betas, eps)`, which returns the place after each step."""
     with part("the first step is lr long, however large the gradient"):

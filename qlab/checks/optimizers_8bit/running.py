@@ -1,12 +1,14 @@
-"""Making a learner's optimizer and taking steps with it."""
+"""Making a learner's optimizer and taking steps with it: drivers, which run beside it."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qlab.checks.learner import LearnerFunction
-from qlab.checks.optimizers_8bit.regression import Regression
+from qlab.checks.optimizers_8bit.held import kept_bytes
+from qlab.checks.optimizers_8bit.regression import Regression, parameters
 from qlab.checks.optimizers_8bit.rules import Settings
 from qlab.checks.report import require
 
@@ -36,13 +38,13 @@ def walked(optimizer: Any, weights: nn.ParameterList, problem: Regression, steps
         step()
 
 
-def row(weights: nn.ParameterList) -> Tensor:
+def row(weights: Iterable[Tensor]) -> Tensor:
     return torch.cat([weight.detach().double().flatten() for weight in weights])
 
 
-def require_moved(weights: nn.ParameterList) -> None:
+def require_moved(weights: Sequence[Tensor]) -> None:
     require(
-        all(weight.detach().any() for weight in weights),
+        all(weight.any() for weight in weights),
         "`step()` left the parameters as they were",
         misconception="never-moves",
         thought="The parameters must be changed in place: `p.sub_(…)`, or `adam_update(p, …)`.",
@@ -53,10 +55,14 @@ def budget(values: int) -> float:
     return BYTES_A_VALUE * values + MAPS_BYTES
 
 
-def zero_weights(draw: torch.Generator, values: int) -> nn.ParameterList:
-    weights = nn.ParameterList([nn.Parameter(torch.zeros(values // 3 * share)) for share in (1, 2)])
-    for weight in weights:
-        weight.grad = torch.randn(weight.shape, generator=draw)
+def drawn_gradients(draw: torch.Generator, values: int) -> list[Tensor]:
+    return [torch.randn(values // 3 * share, generator=draw) for share in (1, 2)]
+
+
+def zero_weights(gradients: Sequence[Tensor]) -> nn.ParameterList:
+    weights = nn.ParameterList([nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients])
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient.clone()
     return weights
 
 
@@ -67,9 +73,48 @@ def after_two_steps(adam8bit: LearnerFunction, weights: nn.ParameterList) -> Any
     return optimizer
 
 
-def two_steps_taken(adam8bit: LearnerFunction, draw: torch.Generator, values: int) -> tuple[Any, nn.ParameterList]:
-    weights = zero_weights(draw, values)
+def two_steps_taken(adam8bit: LearnerFunction, gradients: Sequence[Tensor]) -> tuple[Any, nn.ParameterList]:
+    weights = zero_weights(gradients)
     return after_two_steps(adam8bit, weights), weights
+
+
+def first_step(
+    adam8bit: LearnerFunction,
+    values: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    settings: Sequence[Settings],
+) -> list[Tensor]:
+    """Take a step in two groups, the second one of the middle parameter and with its own settings."""
+    weights = nn.ParameterList([nn.Parameter(value.clone()) for value in values])
+    common, own = settings
+    groups = [
+        {"params": [weights[0], weights[2]]},
+        {"params": [weights[1]], "lr": own.lr, "betas": own.betas, "eps": own.eps},
+    ]
+    optimizer = made(adam8bit, groups, common)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient if gradient is None else gradient.clone()
+    LearnerFunction(optimizer.step)()
+    return [weight.detach() for weight in weights]
+
+
+def end(adam8bit: LearnerFunction, problem: Regression) -> Tensor:
+    """Return where the optimizer ends, as one row."""
+    weights = parameters()
+    optimizer = made(adam8bit, weights.parameters(), problem.settings)
+    walked(optimizer, weights, problem, range(len(problem.batches)))
+    return row(weights)
+
+
+def kept_between_steps(
+    adam8bit: LearnerFunction, few: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> tuple[int, list[Tensor]]:
+    """Return the bytes that are kept after two steps, and the parameters."""
+    two_steps_taken(adam8bit, few)  # what an answer makes once, for all of its optimizers, is made now
+    weights = zero_weights(gradients)
+    values = sum(weight.numel() for weight in weights)
+    kept = kept_bytes(lambda: after_two_steps(adam8bit, weights), weights, budget(values))
+    return kept, [weight.detach() for weight in weights]
 
 
 def copied(weights: nn.ParameterList) -> nn.ParameterList:

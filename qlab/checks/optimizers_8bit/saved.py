@@ -1,11 +1,13 @@
 """What a saved and loaded 8-bit optimizer must be: the same one, and no larger."""
 
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from qlab.checks.beside import reporting, reports
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.optimizers_8bit import regression as trial
 from qlab.checks.optimizers_8bit.held import optimizer_bytes, tensor_bytes
@@ -16,6 +18,7 @@ from qlab.checks.optimizers_8bit.running import (
     FP32_COPY,
     budget,
     copied,
+    drawn_gradients,
     made,
     require_moved,
     row,
@@ -31,36 +34,55 @@ SAVED = "All that a step reads must be saved: the step count too."
 
 def require_restart(adam8bit: LearnerFunction, problem: Regression) -> None:
     steps, middle = len(problem.batches), len(problem.batches) // 2
-    weights = trial.parameters()
-    first = made(adam8bit, weights.parameters(), problem.settings)
-    walked(first, weights, problem, range(middle))
-    saved = copy.deepcopy(LearnerFunction(first.state_dict)())
+    found = reports(adam8bit, restarted, problem)
+    name, is_state = next(found)
     require(
-        isinstance(saved, dict) and {"state", "param_groups"} <= set(saved),
-        f"`optimizer.state_dict()` returned a {type(saved).__name__}",
-        misconception="returns-nothing" if saved is None else "returns-wrong-type",
+        is_state,
+        f"`optimizer.state_dict()` returned a {name}",
+        misconception="returns-nothing" if name == "NoneType" else "returns-wrong-type",
         thought="torch's own `state_dict` returns what is in `self.state` and `self.param_groups`: leave it as it is.",
     )
-    others = [copied(weights) for _ in range(2)]
-    walked(first, weights, problem, range(middle, steps))
+    weights = next(found)
     require_moved(weights)
-    loaded, fresh = (made(adam8bit, other.parameters(), problem.settings) for other in others)
-    LearnerFunction(lambda: loaded.load_state_dict(copy.deepcopy(saved)))()
-    changed = _changed(saved["state"], LearnerFunction(loaded.state_dict)())
-    walked(loaded, others[0], problem, range(middle, steps))
-    if torch.equal(row(weights), row(others[0])):
+    loaded, changed = next(found)
+    if torch.equal(row(weights), row(loaded)):
         return
-    walked(fresh, others[1], problem, range(middle, steps))
-    anew = torch.equal(row(others[0]), row(others[1]))
-    inside = tensor_bytes(saved["state"]) >= row(weights).numel()
+    fresh, kept = next(found)
+    anew = torch.equal(row(loaded), row(fresh))
+    inside = kept >= row(weights).numel()
     outside = "Keep codes, absmaxes and the step in `self.state[p]`: only what is there is saved."
     raise Refused(
         f"saved after {middle} steps and loaded, the parameters after {steps - middle} more differ by up to"
-        f" {(row(weights) - row(others[0])).abs().max():.2g} from those of the optimizer that was saved"
+        f" {(row(weights) - row(loaded)).abs().max():.2g} from those of the optimizer that was saved"
         + (", and equal those of a new one" if anew else ""),
         misconception=("loads-nothing" if inside else "keeps-its-state-elsewhere") if anew else "goes-on-differently",
         thought=(NOTHING if inside else outside) if anew else f"{LOADED} ({changed})" if changed else SAVED,
     )
+
+
+@reporting
+def restarted(adam8bit: LearnerFunction, problem: Regression) -> Iterator[Any]:
+    """Save halfway and load into another optimizer: tell what was saved, and where both end.
+
+    If they end apart, tell as well where a new optimizer ends, and how many bytes of state were saved.
+    """
+    steps, middle = len(problem.batches), len(problem.batches) // 2
+    weights = trial.parameters()
+    first = made(adam8bit, weights.parameters(), problem.settings)
+    walked(first, weights, problem, range(middle))
+    saved = copy.deepcopy(LearnerFunction(first.state_dict)())
+    yield type(saved).__name__, isinstance(saved, dict) and {"state", "param_groups"} <= set(saved)
+    others = [copied(weights) for _ in range(2)]
+    walked(first, weights, problem, range(middle, steps))
+    yield list(weights)
+    loaded, fresh = (made(adam8bit, other.parameters(), problem.settings) for other in others)
+    LearnerFunction(lambda: loaded.load_state_dict(copy.deepcopy(saved)))()
+    changed = _changed(saved["state"], LearnerFunction(loaded.state_dict)())
+    walked(loaded, others[0], problem, range(middle, steps))
+    yield list(others[0]), changed
+    if not torch.equal(row(weights), row(others[0])):
+        walked(fresh, others[1], problem, range(middle, steps))
+        yield list(others[1]), tensor_bytes(saved["state"])
 
 
 def _changed(saved: Any, loaded: Any) -> str:
@@ -77,14 +99,22 @@ def _changed(saved: Any, loaded: Any) -> str:
     return ", ".join(sorted(other))
 
 
-def require_small_once_loaded(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
-    source, before = two_steps_taken(adam8bit, draw, 30_000)
+@reporting
+def bytes_once_loaded(adam8bit: LearnerFunction, gradients: Sequence[Tensor]) -> Iterator[Any]:
+    """Tell the parameters after two steps; then the bytes kept before saving, and after loading."""
+    source, before = two_steps_taken(adam8bit, gradients)
     saved = copy.deepcopy(LearnerFunction(source.state_dict)())
-    require_moved(before)
+    yield list(before)
     weights = copied(before)
     other = made(adam8bit, weights.parameters(), Settings(0.01, (0.9, 0.999), 1e-8))
     LearnerFunction(lambda: other.load_state_dict(saved))()
-    kept, own = optimizer_bytes(other, weights), optimizer_bytes(source, before)
+    yield optimizer_bytes(source, before), optimizer_bytes(other, weights)
+
+
+def require_small_once_loaded(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
+    found = reports(adam8bit, bytes_once_loaded, drawn_gradients(draw, 30_000))
+    require_moved(next(found))
+    own, kept = next(found)
     require(
         own <= budget(30_000),
         f"{own / 30_000:.2f} bytes a value are kept before saving, at most {BYTES_A_VALUE}",

@@ -27,7 +27,13 @@ NAMES = ("codes", "absmax", "codes_sq", "absmax_sq")
 BACK = ("exp_avg", "exp_avg_sq")
 
 
-@check(TOPIC, "blockwise-state", optimizers.QuantizedMoment, points=5)
+@check(
+    TOPIC,
+    "blockwise-state",
+    optimizers.QuantizedMoment,
+    points=5,
+    forbids=("qlab.codebooks.quantize_blockwise", "qlab.codebooks.BlockwiseCodes"),
+)
 def check_quantize_moments(
     quantize_moments: LearnerFunction, dequantize_moments: LearnerFunction, draw: torch.Generator
 ) -> None:

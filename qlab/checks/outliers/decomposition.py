@@ -53,7 +53,13 @@ def _sizes(x: Tensor, weight: Tensor) -> Tensor:
     return x.abs().double() @ weight.abs().double().T
 
 
-@check(TOPIC, "mixed-decomposition-matmul", outliers.mixed_decomposition_matmul, points=5)
+@check(
+    TOPIC,
+    "mixed-decomposition-matmul",
+    outliers.mixed_decomposition_matmul,
+    points=5,
+    forbids=("qlab.outliers.decomposed_int8_linear", "qlab.outliers.decomposed"),
+)
 def check_mixed_decomposition_matmul(decompose: LearnerFunction, draw: torch.Generator) -> None:
     """Check `mixed_decomposition_matmul(x, weight, threshold) -> (y, outlier_columns)`."""
     with part("a column is an outlier if any magnitude in it reaches the threshold"):

@@ -18,7 +18,7 @@ CALL, ROTATE = "hadamard_transform(x)", "rotate(x, weight)"
 WIDTHS = (2, 4, 16, 64)
 
 
-@check(TOPIC, "hadamard-transform", outliers.hadamard_transform, points=5)
+@check(TOPIC, "hadamard-transform", outliers.hadamard_transform, points=5, forbids=("qlab.outliers.rotated",))
 def check_hadamard_transform(transform: LearnerFunction, rotate: LearnerFunction, draw: torch.Generator) -> None:
     """Check `hadamard_transform(x)` and `rotate(x, weight) -> (x, weight)`."""
     with part("every value is spread evenly: the matrix holds ±1/√n"):

@@ -43,7 +43,7 @@ class Case:
         return f"{len(self.weights)} readers, alpha {self.alpha:g}"
 
 
-@check(TOPIC, "smooth", outliers.smoothing_scales, outliers.smooth, points=5)
+@check(TOPIC, "smooth", outliers.smoothing_scales, outliers.smooth, points=5, forbids=("qlab.outliers.smoothed",))
 def check_smooth(smoothing_scales: LearnerFunction, smooth: LearnerFunction, draw: torch.Generator) -> None:
     """Check the scales, and `smooth(gain, weights, activation_absmax, alpha)`, which folds them in."""
     with part("the scales at alpha = 0.5, one reader"):

@@ -1,25 +1,28 @@
 """Check of `LoRALinear`: a start that changes nothing, an adapter that alone learns, and the scale between them."""
 
-import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qlab import lora
+from qlab.checks.beside import reports
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.comparing import Slip, require_near
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
+from qlab.checks.qlora.adapter_runs import asking, differentiated, filled, started
 from qlab.checks.qlora.adapter_slips import Adapted, gradient_slips, output_slips
 from qlab.checks.qlora.topic import TOPIC
+from qlab.checks.quantization.layers import plain_of
 from qlab.checks.report import Refused, check, part, require
 
 UNIT = 2.0**-24  # half the distance of FP32 numbers at 1
 RANDOM_A = "Draw A, `nn.init.kaiming_uniform_`, and leave B at zero: then B·A is 0, and B's first gradient is not."
 
 
-@check(TOPIC, "lora-linear", lora.LoRALinear, lora.AdaptedLinear, points=4)
+@check(TOPIC, "lora-linear", lora.LoRALinear, lora.AdaptedLinear, points=4, forbids=("qlab.lora.QLoRALinear",))
 def check_lora_linear(lora_linear: LearnerFunction, draw: torch.Generator) -> None:
     """Check the class `LoRALinear(linear, rank, alpha)` as its task documents it."""
     with part("a new adapter changes nothing: B is zero, A is not"):
@@ -44,43 +47,13 @@ def _linear(draw: torch.Generator, *, bias: bool) -> nn.Linear:
     return linear
 
 
-def _made(lora_linear: LearnerFunction, linear: nn.Linear, rank: int, alpha: float) -> nn.Module:
-    layer = lora_linear(linear, rank, alpha)
-    require(
-        isinstance(layer, nn.Module),
-        f"`LoRALinear(linear, {rank}, {alpha:g})` gave a {type(layer).__name__}",
-        misconception="returns-nothing" if layer is None else "not-a-module",
-        thought="`class LoRALinear(nn.Module):`, with `super().__init__()` first.",
-    )
-    shapes = {"lora_a": (rank, linear.in_features), "lora_b": (linear.out_features, rank)}
-    for name, shape in shapes.items():
-        matrix = getattr(layer, name, None)
-        require(
-            isinstance(matrix, nn.Parameter),
-            f"`layer.{name}` is a {type(matrix).__name__}, expected an nn.Parameter",
-            misconception="not-a-parameter",
-            thought=f"`self.{name} = nn.Parameter(…)`: an optimizer finds parameters, and no plain tensors.",
-        )
-        require(
-            tuple(matrix.shape) == shape,
-            f"`layer.{name}` has shape {tuple(matrix.shape)}, expected {shape}",
-            misconception="wrong-shape",
-            thought="A takes the inputs down to `rank` numbers: (rank, in). B takes these up: (out, rank).",
-        )
-    return layer
-
-
-def _output(layer: nn.Module, x: Tensor, out: int) -> Tensor:
-    shape = (*x.shape[:-1], out)
-    return as_tensor(LearnerFunction(layer)(x), shape, call=f"layer(x of shape {tuple(x.shape)})").double()
-
-
 def _require_start(lora_linear: LearnerFunction, draw: torch.Generator, *, bias: bool) -> None:
     linear, rank = _linear(draw, bias=bias), drawn(2, 6, draw)
     alpha = float(drawn(3, 40, draw))
     x = torch.randn(6, linear.in_features, generator=draw)
-    layer = _made(lora_linear, copy.deepcopy(linear), rank, alpha)
-    a, b = layer.lora_a.detach().double(), layer.lora_b.detach().double()
+    found = reports(lora_linear, started, plain_of(linear), rank, alpha, x)
+    (lora_a, lora_b), output = next(found), next(found)
+    a, b = lora_a.double(), lora_b.double()
     require(
         not b.any() or a.any(),
         "A is zero and B is not",
@@ -105,21 +78,17 @@ def _require_start(lora_linear: LearnerFunction, draw: torch.Generator, *, bias:
         misconception="a-is-not-random",
         thought="Rows that are alike learn alike, and count as one. Draw A at random.",
     )
-    _compare(layer, linear, x, alpha / rank)
+    _compare(output, Adapted.of(linear, lora_a, lora_b, alpha / rank, 0.0), x)
 
 
 def _require_trainable(lora_linear: LearnerFunction, linear: nn.Linear, rank: int) -> None:
-    layer = _made(lora_linear, copy.deepcopy(linear), rank, 8.0)
-    learning = [parameter for parameter in layer.parameters() if parameter.requires_grad]
-    wanted = [layer.lora_a, layer.lora_b]
-    missing = [name for name in ("lora_a", "lora_b") if not getattr(layer, name).requires_grad]
+    missing, others = lora_linear.beside(asking, plain_of(linear), rank)
     require(
         not missing,
         f"{' and '.join(missing)} ask for no gradient",
         misconception="adapter-frozen",
         thought="Freeze the base first, then make A and B: they are what learns.",
     )
-    others = [tuple(p.shape) for p in learning if all(p is not one for one in wanted)]
     weights = [shape for shape in others if len(shape) == 2]
     require(
         not others,
@@ -129,19 +98,32 @@ def _require_trainable(lora_linear: LearnerFunction, linear: nn.Linear, rank: in
     )
 
 
-def _filled(layer: nn.Module, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Put drawn values into A and B, as an optimizer does, and return them."""
-    with torch.no_grad():
-        for matrix in (layer.lora_a, layer.lora_b):
-            matrix.copy_(torch.randn(matrix.shape, generator=draw) / 2)
-    return layer.lora_a.detach().clone(), layer.lora_b.detach().clone()
-
-
 def _require_output(lora_linear: LearnerFunction, draw: torch.Generator, *, bias: bool, batch: tuple[int, ...]) -> None:
     linear, rank, alpha = _linear(draw, bias=bias), *_rank_and_alpha(draw)
-    layer = _made(lora_linear, copy.deepcopy(linear), rank, alpha)
-    _filled(layer, draw)
-    _compare(layer, linear, torch.randn(*batch, linear.in_features, generator=draw), alpha / rank, alpha)
+    drawn_values = _values(linear, rank, draw)
+    x = torch.randn(*batch, linear.in_features, generator=draw)
+    found = reports(lora_linear, filled, plain_of(linear), rank, alpha, drawn_values, x)
+    values = _read_back(next(found), drawn_values)
+    _compare(next(found), Adapted.of(linear, *values, alpha / rank, alpha), x)
+
+
+def _values(linear: nn.Linear, rank: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw values for A and B."""
+    shapes = (rank, linear.in_features), (linear.out_features, rank)
+    a, b = (torch.randn(shape, generator=draw) / 2 for shape in shapes)
+    return a, b
+
+
+def _read_back(told: Iterable[Tensor], drawn_values: Iterable[Tensor]) -> list[Tensor]:
+    """Return what A and B hold once the drawn values are in them: these, in the type that they have."""
+    values = list(told)
+    require(
+        all(bool(((v - d).abs() <= 2.0**-8 * d.abs()).all()) for v, d in zip(values, drawn_values, strict=True)),
+        "A and B do not hold what was copied into them",
+        misconception="not-a-parameter",
+        thought="`self.lora_a = nn.Parameter(…)` and no more: an optimizer writes into it.",
+    )
+    return values
 
 
 def _rank_and_alpha(draw: torch.Generator) -> tuple[int, float]:
@@ -150,47 +132,43 @@ def _rank_and_alpha(draw: torch.Generator) -> tuple[int, float]:
     return rank, float(rank * drawn(2, 6, draw) + drawn(1, rank - 1, draw))
 
 
-def _compare(layer: nn.Module, linear: nn.Linear, x: Tensor, scaling: float, alpha: float = 0.0) -> None:
-    got = _output(layer, x, linear.out_features)
-    case = Adapted.of(linear, layer.lora_a, layer.lora_b, scaling, alpha)
+def _compare(output: Any, case: Adapted, x: Tensor) -> None:
+    shape = (*x.shape[:-1], len(case.weight))
+    got = as_tensor(output, shape, call=f"layer(x of shape {tuple(x.shape)})").double()
     rows = x.double().reshape(-1, x.shape[-1])
     # FP32 rounds each product and sum: Higham 1993, u · terms · size
-    terms = linear.in_features + case.rank + 8
+    terms = case.weight.shape[1] + case.rank + 8
     require_near(
         got,
         case.output(rows),
         UNIT * terms * case.magnitudes().output(rows.abs()),
-        given=lambda i: f"x of shape {tuple(x.shape)}, rank {case.rank}, alpha {alpha:g}, output {i}",
+        given=lambda i: f"x of shape {tuple(x.shape)}, rank {case.rank}, alpha {case.alpha:g}, output {i}",
         slips=lambda: output_slips(case, rows),
     )
 
 
 def _require_gradients(lora_linear: LearnerFunction, draw: torch.Generator) -> None:
     linear, rank, alpha = _linear(draw, bias=True), *_rank_and_alpha(draw)
-    given = copy.deepcopy(linear)
-    layer = _made(lora_linear, given, rank, alpha)
-    _filled(layer, draw)
-    case = Adapted.of(linear, layer.lora_a, layer.lora_b, alpha / rank, alpha)
+    drawn_values = _values(linear, rank, draw)
     x = torch.randn(5, linear.in_features, generator=draw)
     upstream = torch.randn(5, linear.out_features, generator=draw)
-    leaf = x.clone().requires_grad_()
-    wanted = {"x": leaf, "lora_a": layer.lora_a, "lora_b": layer.lora_b}
-    LearnerFunction(lambda: (layer(leaf) * upstream).sum().backward())()
-    arrived = [name for name, parameter in given.named_parameters() if parameter.grad is not None]
+    found = reports(lora_linear, differentiated, plain_of(linear), rank, alpha, drawn_values, (x, upstream))
+    case = Adapted.of(linear, *_read_back(next(found), drawn_values), alpha / rank, alpha)
+    arrived, gradients = next(found)
     require(
         not arrived,
         f"after a backward pass the base's {' and '.join(arrived)} have gradients",
         misconception="base-trainable",
         thought="Freeze all of the base, weight and bias: `linear.requires_grad_(False)`.",
     )
-    missing = [name for name, tensor in wanted.items() if tensor.grad is None]
+    missing = [name for name, grad in zip(("x", "lora_a", "lora_b"), gradients, strict=True) if grad is None]
     require(
         not missing,
         f"no gradient arrives at {', '.join(missing)}",
         misconception="detaches",
         thought="A, B and x must stay in the graph: no `detach`, `.data` or `no_grad` on the way to the output.",
     )
-    _compare_gradients(case, [tensor.grad.double() for tensor in wanted.values()], x.double(), upstream.double())
+    _compare_gradients(case, [grad.double() for grad in gradients], x.double(), upstream.double())
 
 
 def _compare_gradients(case: Adapted, got: list[Tensor], x: Tensor, upstream: Tensor) -> None:

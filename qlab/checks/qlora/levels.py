@@ -25,7 +25,7 @@ CLOSE = 1e-5
 CALL = "nf4_codebook(offset)"
 
 
-@check(TOPIC, "nf4-codebook", codebooks.normal_map, points=3)
+@check(TOPIC, "nf4-codebook", codebooks.normal_map, points=3, forbids=("qlab.codebooks.NF4",))
 def check_nf4_codebook(nf4_codebook: LearnerFunction, draw: torch.Generator) -> None:
     """Check `nf4_codebook(offset)`."""
     with part("16 ascending levels in FP32, from -1 to 1, one of them exactly zero"):

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from qlab import codebooks, lora
 from qlab.checks import probe
@@ -16,17 +15,16 @@ from qlab.checks.flash_attention.comparing import Slip, require_near
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.qlora.adapter_slips import Adapted, gradient_slips
+from qlab.checks.qlora.operands import Operands, Products
 from qlab.checks.qlora.topic import TOPIC
 from qlab.checks.quantization.codes import dtype_of
 from qlab.checks.report import check, part, require
-from qlab.measure import LiveStorages
 
 CALL = "qlora_linear(x, codes, lora_a, lora_b, scaling)"
 FP32, BF16 = 2.0**-24, 2.0**-9  # half the distance of numbers at 1
 WIDE, HIGH, ROWS, RANK = 160, 192, 9, 4  # sides that no two products of the right answer share with a whole weight
 BOTH = "h = x Wᵀ + scaling · (x Aᵀ) Bᵀ: the product through the codes, and the adapter's."
 AGAIN = "Keep the codes, and call `codes.dequantize()` once more in `backward`: the weight itself must go."
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "matmul", "linear")
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,9 @@ class Case:
     b: Tensor
     scaling: float
 
-    def with_leaves(self) -> tuple[tuple[Any, ...], tuple[Tensor, Tensor, Tensor]]:
-        """Return arguments of which x, A and B are fresh copies that ask for gradients, and these."""
-        x, a, b = (t.clone().requires_grad_() for t in (self.x, self.a, self.b))
-        return (x, self.codes, a, b, self.scaling), (x, a, b)
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.x, self.codes, self.a, self.b, self.scaling
 
     @property
     def layer(self) -> Adapted:
@@ -53,7 +50,14 @@ class Case:
         return Adapted(weight, none, self.a.double(), self.b.double(), self.scaling, alpha)
 
 
-@check(TOPIC, "qlora-linear", lora.linear_through_codes, lora.quantized.ThroughCodes, points=5)
+@check(
+    TOPIC,
+    "qlora-linear",
+    lora.linear_through_codes,
+    lora.quantized.ThroughCodes,
+    points=5,
+    forbids=("qlab.lora.QLoRALinear",),
+)
 def check_qlora_linear(qlora_linear: LearnerFunction, draw: torch.Generator) -> None:
     """Check `qlora_linear(x, codes, lora_a, lora_b, scaling)`."""
     with part("x Wᵀ + scaling · (x Aᵀ) Bᵀ, for any batch shape"):
@@ -124,15 +128,11 @@ def _require_output(qlora_linear: LearnerFunction, case: Case) -> None:
 
 
 def _require_gradients(qlora_linear: LearnerFunction, case: Case) -> None:
-    (x, codes, a, b, scaling), _ = case.with_leaves()
     rows = case.x.double().reshape(-1, case.x.shape[-1])
     weighted = torch.linspace(-1, 1, len(rows) * len(case.b)).view(*case.x.shape[:-1], -1)
     weighted = weighted.roll(7).to(case.x.dtype)
 
-    def called(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        return qlora_linear(x, codes, a, b, scaling)
-
-    found = probe.gradients(called, x, a, b, upstream=weighted)
+    found = probe.gradients(qlora_linear, *case.arguments, upstream=weighted)
     missing = [name for name, g in zip(("x", "A", "B"), found, strict=True) if g is None]
     require(
         not missing,
@@ -165,54 +165,29 @@ def _require_gradients(qlora_linear: LearnerFunction, case: Case) -> None:
         )
 
 
-class Products(TorchDispatchMode):
-    """Note every product whose result has as many values as the weight, and two sides of it."""
-
-    def __init__(self, shape: torch.Size) -> None:
-        super().__init__()
-        self.shapes, self.found = (tuple(shape), tuple(shape)[::-1]), list[str]()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at what it made."""
-        result = func(*args, **(kwargs or {}))
-        name = func._schema.name.removeprefix("aten::")
-        if name in PRODUCTS and isinstance(result, Tensor) and tuple(result.shape[-2:]) in self.shapes:
-            self.found.append(name)
-        return result
-
-
-class Operands(TorchDispatchMode):
-    """Count the storages of all that operations read and make: a weight that was decoded outside of torch as well."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.storages = LiveStorages()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and count its tensors."""
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter((args, kwargs, result)):
-            if isinstance(tensor, Tensor):
-                self.storages.add(tensor)
-        return result
-
-
 def _require_no_base_gradient(qlora_linear: LearnerFunction, case: Case) -> None:
-    arguments, _ = case.with_leaves()
-    result = _result(qlora_linear, arguments)
-    with Products(case.codes.shape) as products:
-        LearnerFunction(lambda: result.sum().backward())()
+    found = qlora_linear.beside(products_of_backward, *case.arguments)
     require(
-        not products.found,
-        f"the backward pass makes a product of {HIGH} × {WIDE} values ({products.found[:1]}): that is as large as W",
+        not found,
+        f"the backward pass makes a product of {HIGH} × {WIDE} values ({found[:1]}): that is as large as W",
         misconception="gradient-to-the-base",
         thought="Only x, A and B need gradients: G W for x, and narrow products for A and B. W has none.",
     )
 
 
+def products_of_backward(qlora_linear: LearnerFunction, *arguments: Any) -> list[str]:
+    """Return the names of the products in the backward pass that have as many values as the weight."""
+    result = _result(qlora_linear, arguments)
+    with Products(arguments[1].shape) as products:
+        LearnerFunction(lambda: result.sum().backward())()
+    return products.found
+
+
 def _result(qlora_linear: LearnerFunction, arguments: tuple[Any, ...]) -> Tensor:
-    """Call on the tensors themselves, not on copies, and refuse what has no graph."""
-    result = qlora_linear.map([arguments])[0]
+    """Call on fresh copies of x, A and B that ask for gradients, and refuse what has no graph."""
+    x, codes, a, b, scaling = arguments
+    leaves = (t.clone().requires_grad_() for t in (x, a, b))
+    result = qlora_linear.map([(next(leaves), codes, next(leaves), next(leaves), scaling)])[0]
     require(
         isinstance(result, Tensor) and result.requires_grad,
         f"`{CALL}` returned what no gradient leads back from",
@@ -226,11 +201,7 @@ def _require_little_kept(qlora_linear: LearnerFunction, case: Case) -> None:
     weight = 4 * case.codes.shape.numel()
     given = sum(t.nbytes for t in (case.x, case.a, case.b, case.codes.packed, case.codes.absmax, case.codes.codebook))
     room = given + 4 * 3 * ROWS * (WIDE + HIGH)  # and three tensors as wide as x and as the output
-    arguments, _ = case.with_leaves()
-    saved = probe.saved_bytes(lambda: _result(qlora_linear, arguments))
-    with Operands() as operands:
-        result = _result(qlora_linear, arguments)
-    most = max(saved, operands.storages.live_bytes)  # also what an attribute of ctx holds, which no hook sees
+    most, result = qlora_linear.beside(kept_for_backward, *case.arguments)
     _require_works(result, case)
     require(
         most <= room,
@@ -238,6 +209,15 @@ def _require_little_kept(qlora_linear: LearnerFunction, case: Case) -> None:
         misconception="saves-the-dequantized-weight",
         thought=AGAIN,
     )
+
+
+def kept_for_backward(qlora_linear: LearnerFunction, *arguments: Any) -> tuple[int, Tensor]:
+    """Return how many bytes wait for the backward pass, and the output."""
+    saved = probe.saved_bytes(partial(_result, qlora_linear), arguments)
+    with Operands() as operands:
+        result = _result(qlora_linear, arguments)
+    # also what an attribute of ctx holds, which no hook sees
+    return max(saved, operands.storages.live_bytes), result.detach()
 
 
 def _require_works(result: Tensor, case: Case) -> None:

@@ -1,22 +1,18 @@
 """Check of `fine_tune`: a new task learned within a byte budget, the rank taken from the budget."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from qlab import lora
-from qlab.checks import probe
+from qlab.checks.beside import reports
 from qlab.checks.expect import as_tensor
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
-from qlab.checks.qlora.held import bytes_of, held_by
 from qlab.checks.qlora.topic import TOPIC
-from qlab.checks.quantization.codes import unpacked
+from qlab.checks.qlora.tuning_runs import Trained, model_of, trained, trained_and_called, trained_with_peak
 from qlab.checks.report import Refused, check, part, require
 
 STEPS = 30
@@ -24,14 +20,13 @@ STEPS = 30
 ENOUGH = 0.5
 BYTES_A_WEIGHT, BYTES_A_PARAMETER = 0.5625, 16  # codes of 4 bits and a constant a block; itself, gradient, two moments
 PEAK_A_WEIGHT = 8  # bytes: gradient and moments of every weight take 12, a copy of the model and an adapter 5
-CALL = "fine_tune(model, x, y, budget_bytes, steps)"
 
 
 @dataclass(frozen=True)
 class Task:
     """A model, what it is to learn, and how many bytes it may take."""
 
-    model: nn.Sequential
+    layers: tuple[Tensor, ...]
     x: Tensor
     y: Tensor
     held_out: Tensor
@@ -41,12 +36,25 @@ class Task:
     room: int
     sides: int
 
+    @property
+    def given(self) -> tuple[tuple[Tensor, ...], Tensor, Tensor, int]:
+        """What the answer may see."""
+        return self.layers, self.x, self.y, self.budget
+
     def error(self, outputs: Tensor) -> float:
         """Return the mean squared error on the held-out examples."""
         return (outputs.double() - self.targets.double()).square().mean().item()
 
 
-@check(TOPIC, "fine-tune-budget", lora.inject, lora.QLoRALinear, lora.trainable, points=3)
+@check(
+    TOPIC,
+    "fine-tune-budget",
+    lora.inject,
+    lora.QLoRALinear,
+    lora.trainable,
+    points=3,
+    allows=("qlab.lora.inject", "qlab.lora.QLoRALinear", "qlab.lora.trainable"),
+)
 def check_fine_tune(fine_tune: LearnerFunction, draw: torch.Generator) -> None:
     """Check `fine_tune(model, x, y, budget_bytes, steps)`."""
     with part("a budget for rank 5: at most half of the error left"):
@@ -54,23 +62,19 @@ def check_fine_tune(fine_tune: LearnerFunction, draw: torch.Generator) -> None:
         _require_learned(fine_tune, task)
     with part("another model, a budget for rank 2 and a few steps"):
         task, steps = _task(draw, (40, 64, 48), rank=1, room=2), drawn(2, 4, draw)
-        _require_adapted(task, *_trained(fine_tune, task, steps), steps)
+        _require_adapted(task, fine_tune.beside(trained, *task.given, steps), steps)
     with part("while it trains: at most 8 bytes alive for each weight"):
         _require_low_peak(fine_tune, _task(draw, (160,) * 5, rank=1, room=3, examples=4))
 
 
 def _task(draw: torch.Generator, widths: tuple[int, ...], *, rank: int, room: int, examples: int = 192) -> Task:
     """Draw a model and a second one, whose weights differ from its own by matrices of `rank`; the budget has `room`."""
-    layers, other = list[nn.Module](), list[Tensor]()
+    layers, other = list[Tensor](), list[Tensor]()
     for inputs, out in pairwise(widths):
-        linear = nn.utils.skip_init(nn.Linear, inputs, out, bias=False)  # leaves the global random numbers alone
         weight = torch.randn(out, inputs, generator=draw) / inputs**0.5
         update = torch.randn(out, rank, generator=draw) @ torch.randn(rank, inputs, generator=draw)
         other.append(weight + 0.7 * update / (rank * inputs) ** 0.5)
-        with torch.no_grad():
-            linear.weight.copy_(weight)
-        layers += [linear, nn.Tanh()]
-    model = nn.Sequential(*layers[:-1])
+        layers.append(weight)
     x = torch.randn(2 * examples, widths[0], generator=draw)
     y = x
     for number, weight in enumerate(other):
@@ -79,29 +83,17 @@ def _task(draw: torch.Generator, widths: tuple[int, ...], *, rank: int, room: in
     weights = sum(weight.numel() for weight in other)
     spare = 0.1 * drawn(7, 8, draw)  # of a rank: for codebooks and counters; half a byte a weight makes it a rank more
     budget = BYTES_A_WEIGHT * weights + BYTES_A_PARAMETER * sides * (room + spare)
-    return Task(model, x[:examples], y[:examples], x[examples:], y[examples:], int(budget), weights, room, sides)
-
-
-def _trained(fine_tune: LearnerFunction, task: Task, steps: int = STEPS) -> tuple[nn.Module, Optimizer]:
-    result = fine_tune(task.model, task.x, task.y, task.budget, steps)
-    model, optimizer = unpacked(result, ("model", "optimizer"), call=CALL)
-    require(
-        isinstance(model, nn.Module) and isinstance(optimizer, Optimizer),
-        f"`{CALL}` returned a {type(model).__name__} and a {type(optimizer).__name__}",
-        misconception="returns-wrong-type",
-        thought="Return the model, an nn.Module, and its torch optimizer as it is after the last step.",
+    return Task(
+        tuple(layers), x[:examples], y[:examples], x[examples:], y[examples:], int(budget), weights, room, sides
     )
-    return model, optimizer
 
 
 def _require_learned(fine_tune: LearnerFunction, task: Task) -> None:
     with torch.no_grad():
-        before = task.error(task.model(task.held_out))
-    model, optimizer = _trained(fine_tune, task)
-    _require_adapted(task, model, optimizer, STEPS)
-    with torch.no_grad():
-        outputs = LearnerFunction(model)(task.held_out)
-    outputs = as_tensor(outputs, tuple(task.targets.shape), call="model(x)")
+        before = task.error(model_of(task.layers)(task.held_out))
+    found = reports(fine_tune, trained_and_called, *task.given, STEPS, task.held_out)
+    _require_adapted(task, next(found), STEPS)
+    outputs = as_tensor(next(found), tuple(task.targets.shape), call="model(x)")
     left = task.error(outputs) / before
     require(
         left <= ENOUGH,
@@ -111,10 +103,10 @@ def _require_learned(fine_tune: LearnerFunction, task: Task) -> None:
     )
 
 
-def _require_adapted(task: Task, model: nn.Module, optimizer: Optimizer, steps: int) -> None:
+def _require_adapted(task: Task, found: Trained, steps: int) -> None:
     """Require a bill within the budget, the rank that the budget holds, and the steps that were asked for."""
-    _require_bill(task, model, optimizer)
-    parameters = sum(p.numel() for p in _learning(model, optimizer))
+    _require_bill(task, found)
+    parameters = found.parameters
     require(
         parameters >= task.room * task.sides,
         f"{parameters:,} parameters learn, the budget holds rank {task.room}: {task.room * task.sides:,}",
@@ -122,18 +114,18 @@ def _require_adapted(task: Task, model: nn.Module, optimizer: Optimizer, steps: 
         thought="Take the largest rank that the budget holds, for all layers: what the codes leave, over 16 bytes.",
     )
     require(
-        not isinstance(optimizer, torch.optim.SGD),
+        not found.is_sgd,
         "the optimizer is SGD, expected Adam",
         misconception="other-optimizer",
         thought="`torch.optim.Adam(trainable(model), lr=0.03)`: the bill counts its two moments.",
     )
     require(
-        any(optimizer.state.values()),
+        found.has_stepped,
         "the optimizer has taken no step",
         misconception="never-steps",
         thought="`optimizer.step()` after every `backward()`, and return the optimizer that took the steps.",
     )
-    taken = {int(state["step"]) for state in optimizer.state.values() if "step" in state} or {steps}
+    taken = set(found.steps) or {steps}
     require(
         taken == {steps},
         f"the optimizer has taken {max(taken)} steps, asked for were {steps}",
@@ -142,20 +134,9 @@ def _require_adapted(task: Task, model: nn.Module, optimizer: Optimizer, steps: 
     )
 
 
-def _learning(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
-    """Return what asks for gradients in the model, and what the optimizer holds."""
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    learning = [p for p in model.parameters() if p.requires_grad]
-    return list({id(p): p for p in learning + held}.values())
-
-
-def _require_bill(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
+def _require_bill(task: Task, found: Trained) -> None:
     """Refuse more bytes than the budget: of all the model holds, a gradient for what learns, the optimizer's state."""
-    held = held_by(model)
-    learning = _learning(model, optimizer)
-    gradients = sum(p.nbytes for p in learning)
-    state = sum(map(bytes_of, _distinct(held_by(list(optimizer.state.values())))))
-    stored = sum(map(bytes_of, _distinct(held)))
+    stored, gradients, state, parameters = found.stored, found.gradients, found.state, found.parameters
     bill = stored + gradients + state
     if bill <= task.budget:
         return
@@ -163,7 +144,6 @@ def _require_bill(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
         f"model {stored:,}, gradients {gradients:,} and optimizer {state:,} bytes: {bill:,}, the budget is"
         f" {task.budget:,}"
     )
-    parameters = sum(p.numel() for p in learning)
     if parameters >= task.weights:
         misconception, thought = "trains-all-weights", "Freeze the base: only A and B may ask for gradients."
     elif stored - 4 * parameters >= 1.9 * task.weights:
@@ -176,14 +156,9 @@ def _require_bill(task: Task, model: nn.Module, optimizer: Optimizer) -> None:
     raise Refused(message, misconception=misconception, thought=thought)
 
 
-def _distinct(tensors: Iterable[Any]) -> list[Any]:
-    return list({t.untyped_storage().data_ptr(): t for t in tensors if t.untyped_storage().nbytes()}.values())
-
-
 def _require_low_peak(fine_tune: LearnerFunction, task: Task) -> None:
-    trained = list[tuple[nn.Module, Optimizer]]()
-    peak = probe.peak_bytes(lambda: trained.append(_trained(fine_tune, task, steps=1)))
-    _require_adapted(task, *trained[0], 1)
+    peak, found = fine_tune.beside(trained_with_peak, *task.given, 1)
+    _require_adapted(task, found, 1)
     require(
         peak <= PEAK_A_WEIGHT * task.weights,
         f"beyond the model you were given, {peak:,} bytes were alive at one time: {peak / task.weights:.1f} a weight,"

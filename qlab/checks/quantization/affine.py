@@ -26,7 +26,14 @@ from qlab.checks.report import check, part, require
 RESULTS = ("codes", "scale", "zero_point")
 
 
-@check(TOPIC, "quantize-affine", quantize.affine_grid_of, quantize.quantize_with, points=6)
+@check(
+    TOPIC,
+    "quantize-affine",
+    quantize.affine_grid_of,
+    quantize.quantize_with,
+    points=6,
+    forbids=("qlab.quantize.quantize_affine", "qlab.quantize.affine_grid"),
+)
 def check_quantize_affine(
     quantize_affine: LearnerFunction, dequantize_affine: LearnerFunction, draw: torch.Generator
 ) -> None:

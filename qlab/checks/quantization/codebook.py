@@ -17,7 +17,7 @@ TIE = 1e-6  # of the range: FP32 cannot tell two distances apart that are nearer
 ROUNDS = 100  # of 400 values, from the quantiles, the range or 8 values at random: 84 in the longest of 540 runs
 
 
-@check(TOPIC, "kmeans-codebook", codebooks.kmeans_codebook, points=3)
+@check(TOPIC, "kmeans-codebook", codebooks.kmeans_codebook, points=3, forbids=("sklearn.cluster", "scipy.cluster"))
 def check_kmeans_codebook(kmeans_codebook: LearnerFunction, draw: torch.Generator) -> None:
     """Check `kmeans_codebook(x, bits)` by what a codebook at rest must be, in any order and from any start."""
     with part("each level is the mean of the values nearest to it"):

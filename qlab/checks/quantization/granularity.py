@@ -23,7 +23,14 @@ from qlab.checks.quantization.symmetric_slips import wrong_codes
 from qlab.checks.report import Refused, check, part, require
 
 
-@check(TOPIC, "quantize-groups", quantize.symmetric_grid, quantize.Tile, points=6)
+@check(
+    TOPIC,
+    "quantize-groups",
+    quantize.symmetric_grid,
+    quantize.Tile,
+    points=6,
+    forbids=("qlab.quantize.quantize_symmetric",),
+)
 def check_quantize_groups(
     quantize_groups: LearnerFunction, dequantize_groups: LearnerFunction, draw: torch.Generator
 ) -> None:

@@ -1,19 +1,18 @@
 """Check of `QuantizedLinear`: what its weight stands for, what it keeps, and that a `state_dict` carries all of it."""
 
-import copy
-import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qlab import quantize
+from qlab.checks.beside import reports
 from qlab.checks.expect import Suspect, as_tensor
 from qlab.checks.learner import Crashed, LearnerFunction
 from qlab.checks.quantization.codes import TOPIC
+from qlab.checks.quantization.layers import Held, called, carried, held_before_and_after, plain_of, saved
 from qlab.checks.quantization.products import require_within
 from qlab.checks.report import Refused, check, part, require
 
@@ -21,7 +20,13 @@ HALF_A_STEP = 0.505  # a scale kept in BF16 is off by up to 2⁻⁸ of itself, a
 BYTES_A_WEIGHT = 1.5  # a code, and half a byte for scales and bias: a row of 48 weights with both takes 1.17
 
 
-@check(TOPIC, "quantized-linear", quantize.QuantizedLinear, points=5)
+@check(
+    TOPIC,
+    "quantized-linear",
+    quantize.QuantizedLinear,
+    points=5,
+    forbids=("qlab.quantize.quantize_linears", "torch.ao"),
+)
 def check_quantized_linear(quantized_linear: LearnerFunction, draw: torch.Generator) -> None:
     """Check the class `QuantizedLinear(linear)` as its task documents it: made, called, saved and loaded."""
     with part("every weight within half a step of its row's scale, a row of zeros too"):
@@ -29,27 +34,33 @@ def check_quantized_linear(quantized_linear: LearnerFunction, draw: torch.Genera
         _require_weights(quantized_linear, _linear(draw, out=20, bias=False))
     with part("the bias, and an input of any batch shape"):
         linear = _linear(draw, out=20)
-        layer = _made(quantized_linear, linear)
-        _require_product(layer, linear, draw)
-        for batch in ((3, 4), (5,), ()):
-            _require_outputs(layer, linear, torch.randn(*batch, linear.in_features, generator=draw))
+        x = torch.randn(4, linear.in_features, generator=draw)
+        batches = [torch.randn(*batch, linear.in_features, generator=draw) for batch in ((3, 4), (5,), ())]
+        found = reports(quantized_linear, called, plain_of(linear), [*_for_product(x), *_for_outputs(batches)])
+        _require_product(found, linear, x)
+        for batch in batches:
+            _require_outputs(found, linear, batch)
     with part(f"the state_dict takes at most {BYTES_A_WEIGHT} bytes a weight, bias included"):
         linear = _linear(draw, out=24)
-        layer = _made(quantized_linear, linear)
-        _require_product(layer, linear, draw)
-        _require_bytes(_tensors(LearnerFunction(layer.state_dict)().values()), linear, what="its state_dict")
+        x = torch.randn(4, linear.in_features, generator=draw)
+        found = reports(quantized_linear, saved, plain_of(linear), _for_product(x))
+        _require_product(found, linear, x)
+        _require_bytes(next(found), linear, what="its state_dict")
     with part("a state_dict, saved and loaded into another layer, makes it the same layer"):
         first, second = (_linear(draw, out=24) for _ in range(2))
-        source, other = _made(quantized_linear, first), _made(quantized_linear, second)
-        for layer, linear in ((source, first), (other, second)):
-            _require_product(layer, linear, draw)
-        _require_carried(source, other, first, torch.randn(6, first.in_features, generator=draw))
+        x, y, z = (torch.randn(n, first.in_features, generator=draw) for n in (4, 4, 6))
+        inputs = [_for_product(x), _for_product(y), [z]]
+        found = reports(quantized_linear, carried, [plain_of(first), plain_of(second)], inputs)
+        _require_product(found, first, x)
+        _require_product(found, second, y)
+        _require_carried(found, first, z)
     with part("nothing else is kept, before a call and after: no float weight, no cache, no autograd graph"):
         linear = _linear(draw, out=24)
-        layer = _made(quantized_linear, linear)
-        _require_bytes(_held(layer), linear, what="a deep copy of the new layer")
-        _require_product(layer, linear, draw)
-        _require_bytes(_held(layer), linear, what="a deep copy of the layer, once called,")
+        x = torch.randn(4, linear.in_features, generator=draw)
+        found = reports(quantized_linear, held_before_and_after, plain_of(linear), _for_product(x))
+        _require_bytes(next(found), linear, what="a deep copy of the new layer")
+        _require_product(found, linear, x)
+        _require_bytes(next(found), linear, what="a deep copy of the layer, once called,")
 
 
 def _linear(draw: torch.Generator, *, out: int, bias: bool = True) -> nn.Linear:
@@ -64,20 +75,19 @@ def _linear(draw: torch.Generator, *, out: int, bias: bool = True) -> nn.Linear:
     return linear
 
 
-def _made(quantized_linear: LearnerFunction, linear: nn.Linear) -> nn.Module:
-    layer = quantized_linear(copy.deepcopy(linear))  # the answer may change its own
-    require(
-        isinstance(layer, nn.Module),
-        f"`QuantizedLinear(linear)` gave a {type(layer).__name__}",
-        misconception="returns-nothing" if layer is None else "not-a-module",
-        thought="`class QuantizedLinear(nn.Module):`, with `super().__init__()` first.",
-    )
-    return layer
+def _for_product(x: Tensor) -> list[Tensor]:
+    return [x, torch.zeros_like(x)]
 
 
-def _outputs(layer: nn.Module, x: Tensor, linear: nn.Linear) -> Tensor:
+def _for_outputs(batches: Sequence[Tensor]) -> list[Tensor]:
+    width = batches[0].shape[-1]
+    return [x for batch in batches for x in (torch.eye(width), torch.zeros(1, width), batch)]
+
+
+def _outputs(found: Iterator[Any], x: Tensor, linear: nn.Linear) -> Tensor:
+    """Read the next output that was told, which is for `x`."""
     shape = (*x.shape[:-1], linear.out_features)
-    got = as_tensor(LearnerFunction(layer)(x), shape, call=f"layer(x of shape {tuple(x.shape)})").double()
+    got = as_tensor(next(found), shape, call=f"layer(x of shape {tuple(x.shape)})").double()
     lost, zero_rows = ~got.isfinite(), ~linear.weight.any(1)
     require(
         not lost.any(),
@@ -95,7 +105,8 @@ def _step(weight: Tensor) -> Tensor:
 def _require_weights(quantized_linear: LearnerFunction, linear: nn.Linear) -> None:
     """Feed the identity: without a bias the outputs are the weight, transposed."""
     weight = linear.weight.detach().double()
-    got = _outputs(_made(quantized_linear, linear), torch.eye(linear.in_features), linear).T
+    identity = torch.eye(linear.in_features)
+    got = _outputs(reports(quantized_linear, called, plain_of(linear), [identity]), identity, linear).T
 
     def told(i: int) -> str:
         row, column = divmod(i, weight.shape[1])
@@ -105,12 +116,12 @@ def _require_weights(quantized_linear: LearnerFunction, linear: nn.Linear) -> No
     require_within(*values, given=told, suspects=lambda: _weight_suspects(weight, got))
 
 
-def _require_outputs(layer: nn.Module, linear: nn.Linear, x: Tensor) -> None:
+def _require_outputs(found: Iterator[Any], linear: nn.Linear, x: Tensor) -> None:
     """Ask for x Wᵀ + b with the weight that the layer shows for the identity, near the real one or not."""
     bias, rows = linear.bias.detach().double(), x.double().view(-1, x.shape[-1])
-    shown = (_outputs(layer, inputs, linear) for inputs in (torch.eye(x.shape[-1]), torch.zeros(1, x.shape[-1])))
+    shown = (_outputs(found, inputs, linear) for inputs in (torch.eye(x.shape[-1]), torch.zeros(1, x.shape[-1])))
     weight = torch.sub(*shown).T
-    got, products = _outputs(layer, x, linear), rows @ weight.T
+    got, products = _outputs(found, x, linear), rows @ weight.T
     # FP32 rounds each product and sum: Higham 1993, u · terms · size; and each weight was read beside the bias
     summed = (x.shape[-1] + 4) * (rows.abs() @ weight.abs().T + bias.abs())
     allowed = 2.0**-24 * (summed + 4 * rows.abs().sum(1, keepdim=True) * bias.abs())
@@ -126,10 +137,9 @@ def _require_outputs(layer: nn.Module, linear: nn.Linear, x: Tensor) -> None:
     )
 
 
-def _require_product(layer: nn.Module, linear: nn.Linear, draw: torch.Generator) -> None:
+def _require_product(found: Iterator[Any], linear: nn.Linear, x: Tensor) -> None:
     """Refuse a layer that does not multiply: one that keeps nothing is small, too."""
-    x = torch.randn(4, linear.in_features, generator=draw)
-    got = _outputs(layer, x, linear) - _outputs(layer, torch.zeros_like(x), linear)
+    got = _outputs(found, x, linear) - _outputs(found, torch.zeros_like(x), linear)
     want = x.double() @ linear.weight.detach().double().T
     require(
         (got - want).norm() <= 0.5 * want.norm(),
@@ -139,15 +149,15 @@ def _require_product(layer: nn.Module, linear: nn.Linear, draw: torch.Generator)
     )
 
 
-def _require_bytes(tensors: Iterable[Any], linear: nn.Linear, *, what: str) -> None:
-    by_storage = {_address(tensor): tensor for tensor in tensors}
-    taken, weights = sum(map(_bytes, by_storage.values())), linear.weight.numel()
+def _require_bytes(tensors: list[Held], linear: nn.Linear, *, what: str) -> None:
+    by_storage = {tensor.address: tensor for tensor in tensors}
+    taken, weights = sum(tensor.bytes for tensor in by_storage.values()), linear.weight.numel()
     if taken <= BYTES_A_WEIGHT * weights:
         return
-    large = [t for t in by_storage.values() if math.prod(t.shape) >= weights and _bytes(t) >= 2 * weights]
+    large = [t for t in by_storage.values() if math.prod(t.shape) >= weights and t.bytes >= 2 * weights]
     misconception, thought = "more-than-codes", "Print the name, shape and dtype of everything that is kept."
     if large:
-        codes = all(map(_is_whole, large))
+        codes = all(tensor.is_whole for tensor in large)
         misconception, thought = ("wide-codes", WIDE) if codes else ("keeps-the-float-weight", KEPT)
     told = ", ".join(f"{tuple(t.shape)} of {t.dtype}" for t in by_storage.values())
     most = int(BYTES_A_WEIGHT * weights)
@@ -158,13 +168,10 @@ def _require_bytes(tensors: Iterable[Any], linear: nn.Linear, *, what: str) -> N
     )
 
 
-def _require_carried(source: nn.Module, other: nn.Module, linear: nn.Linear, x: Tensor) -> None:
-    """Load the state of `source`, which went through a file, into `other`, and ask for the outputs of `source`."""
-    file = io.BytesIO()
+def _require_carried(found: Iterator[Any], linear: nn.Linear, x: Tensor) -> None:
+    """Ask a layer into which another one's state was loaded for the outputs of that one."""
     try:
-        LearnerFunction(lambda: torch.save(source.state_dict(), file))()
-        LearnerFunction(lambda: other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True)))()
-        want, got = (_outputs(layer, x, linear).flatten() for layer in (source, other))
+        want, got = (_outputs(found, x, linear).flatten() for _ in range(2))
         require_within(got, want, 1e-6 * want.abs().max().expand_as(want), given=lambda i: f"output {i}")
     except (Crashed, Refused) as error:
         raise Refused(
@@ -173,39 +180,6 @@ def _require_carried(source: nn.Module, other: nn.Module, linear: nn.Linear, x: 
             thought="Only what `register_buffer` or `nn.Parameter` made is saved and loaded: codes, scales and bias,"
             " under the same names in every layer; and `forward` must use those.",
         ) from None
-
-
-def _tensors(values: Iterable[Any]) -> list[Any]:
-    return [value for value in values if isinstance(value, Tensor | np.ndarray)]
-
-
-def _held(layer: nn.Module) -> list[Any]:
-    """Return every tensor and array that the layer holds under whatever name: a deep copy's memo lists what it met."""
-    memo: dict[Any, Any] = {}
-    try:
-        LearnerFunction(lambda: copy.deepcopy(layer, memo))()
-    except Crashed as crash:
-        if "deepcopy protocol" not in str(crash):
-            raise
-        raise Refused(
-            f"the layer cannot be copied: {crash}",
-            misconception="keeps-the-graph",
-            thought="What is computed from the weight holds on to it for the backward pass: `linear.weight.detach()`.",
-        ) from None
-    return _tensors(memo.values())
-
-
-def _address(value: Any) -> int:
-    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else value.ctypes.data
-
-
-def _bytes(value: Any) -> int:
-    return value.untyped_storage().nbytes() if isinstance(value, Tensor) else value.nbytes
-
-
-def _is_whole(value: Any) -> bool:
-    values = torch.as_tensor(value).detach().double()
-    return bool((values == values.round()).all())
 
 
 def _weight_suspects(weight: Tensor, got: Tensor) -> Iterable[Suspect]:

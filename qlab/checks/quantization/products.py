@@ -53,7 +53,7 @@ class Product:
 Slip = tuple[str, str, Callable[[Product], Tensor]]
 
 
-@check(TOPIC, "int8-matmul", quantize.int8_matmul, points=4)
+@check(TOPIC, "int8-matmul", quantize.int8_matmul, points=4, forbids=("qlab.quantize.int8_linear",))
 def check_int8_matmul(int8_matmul: LearnerFunction, draw: torch.Generator) -> None:
     """Check `int8_matmul(x, w)`, where both are tuples of codes, scale and zero point."""
     with part("both zero points 0: products summed in 32 bits, a scale for each row of w"):

@@ -21,7 +21,14 @@ from qlab.checks.quantization.symmetric_slips import Case, wrapped, wrong_codes,
 from qlab.checks.report import check, part, require
 
 
-@check(TOPIC, "quantize-symmetric", quantize.symmetric_grid_of, quantize.quantize_with, points=5)
+@check(
+    TOPIC,
+    "quantize-symmetric",
+    quantize.symmetric_grid_of,
+    quantize.quantize_with,
+    points=5,
+    forbids=("qlab.quantize.quantize_symmetric", "qlab.quantize.symmetric_grid"),
+)
 def check_quantize_symmetric(
     quantize_symmetric: LearnerFunction,
     quantize_on: LearnerFunction,

@@ -2,7 +2,7 @@
 
 import math
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -214,10 +214,7 @@ def _slips(case: Case) -> list[tuple[str, str, float]]:
 
 
 def _require_gradients(distillation_loss: LearnerFunction, case: Case) -> None:
-    def loss(student: Tensor, teacher: Tensor) -> Any:
-        return distillation_loss(student, teacher, *case[2:])
-
-    got, teachers = probe.gradients(loss, case.student, case.teacher)
+    got, teachers = probe.gradients(distillation_loss, *case)
     require(
         got is not None,
         "the loss has no gradient for the student",

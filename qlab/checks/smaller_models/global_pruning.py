@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qlab import sparsity as reference
+from qlab.checks import probe
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
@@ -17,7 +18,7 @@ SHAPES = {"first": (6, 10), "second": (8, 6), "third": (4, 8)}  # 140 weights, o
 CALL = "global_masks(weights, sparsity)"
 
 
-@check(TOPIC, "global-pruning", reference.global_masks, points=4)
+@check(TOPIC, "global-pruning", reference.global_masks, points=4, forbids=("torch.nn.utils.prune",))
 def check_global_masks(global_masks: LearnerFunction, draw: torch.Generator) -> None:
     """Check `global_masks(weights, sparsity)`, where True is a weight that stays."""
     with part("layers of one scale: exactly the asked number of weights goes"):
@@ -65,8 +66,8 @@ def _require_global(global_masks: LearnerFunction, weights: State, whole: int, f
     """Ask for a share that is `whole` weights and a `fraction` of one, which rounds to a whole number of them."""
     sparsity = (whole + fraction) / _size(weights) if fraction else _asked(weights, whole)
     cut = whole + round(fraction)
-    given = copied(weights)
-    returned = as_state(global_masks(given, sparsity), weights, call=CALL)
+    returned, given = probe.with_what_is_left(global_masks, copied(weights), sparsity)
+    returned = as_state(returned, weights, call=CALL)
     masks = {name: as_mask(returned[name], weights[name], call=CALL) for name in weights}
     require(
         all(torch.equal(given[name], weights[name]) for name in weights),

@@ -3,6 +3,7 @@
 import torch
 
 from qlab import soups as reference
+from qlab.checks import probe
 from qlab.checks.expect import as_number
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.report import Refused, check, part, require
@@ -39,9 +40,9 @@ def check_greedy_soup(greedy_soup: LearnerFunction, draw: torch.Generator) -> No
     with part("the states you were given stay as they are"):
         kitchen = kitchen_of_a_mixed_soup(draw)
         given = [copied(state) for state in kitchen.states]
-        greedy_soup(given, kitchen.held_out, kitchen.test)
+        _, left = probe.with_what_is_left(greedy_soup, given, kitchen.held_out, kitchen.test)
         require(
-            all(torch.equal(g["weight"], s["weight"]) for g, s in zip(given, kitchen.states, strict=True)),
+            all(torch.equal(g["weight"], s["weight"]) for g, s in zip(left, kitchen.states, strict=True)),
             "a state that went in has changed",
             misconception="changes-the-given-states",
             thought="Average into new tensors: the ingredients are tried again and again.",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qlab import soups as reference
+from qlab.checks import probe
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
@@ -30,9 +31,8 @@ def check_uniform_soup(uniform_soup: LearnerFunction, draw: torch.Generator) -> 
         _require_half(uniform_soup, draw)
     with part("the states you were given stay as they are"):
         states = [_floats(draw) | _counters(draw, i) for i in range(3)]
-        given = [copied(state) for state in states]
-        uniform_soup(given)
-        untouched = all(torch.equal(g[name], s[name]) for g, s in zip(given, states, strict=True) for name in s)
+        _, left = probe.with_what_is_left(uniform_soup, [copied(state) for state in states])
+        untouched = all(torch.equal(g[name], s[name]) for g, s in zip(left, states, strict=True) for name in s)
         require(
             untouched,
             "a state that went in has changed",

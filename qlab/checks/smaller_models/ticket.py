@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from qlab import sparsity as reference
+from qlab.checks import probe
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.report import Refused, check, part, require
 from qlab.checks.smaller_models.reading import State, as_mask, as_state, copied
@@ -18,7 +19,7 @@ KEEPS = "`share` is what a round cuts: 0.25 leaves three quarters of what was le
 MOVES = "One weight too many or too few goes in a round: does the one at the threshold stay?"
 
 
-@check(TOPIC, "lottery-rewind", reference.iterative_pruning, points=5)
+@check(TOPIC, "lottery-rewind", reference.iterative_pruning, points=5, forbids=("torch.nn.utils.prune",))
 def check_find_ticket(find_ticket: LearnerFunction, draw: torch.Generator) -> None:
     """Check `find_ticket(initial, train, rounds, share)`, which returns the ticket's weights and its masks."""
     with part("one round: the smallest trained weights go, the others are as they began"):
@@ -41,8 +42,7 @@ def _run(
     find_ticket: LearnerFunction, draw: torch.Generator, rounds: int, share: float
 ) -> tuple[State, Trainer, State, State]:
     initial, trainer = _initial(draw), Trainer(draw)
-    given = copied(initial)
-    returned = find_ticket(given, trainer, rounds, share)
+    returned, given = probe.with_what_is_left(find_ticket, copied(initial), trainer, rounds, share)
     require(
         isinstance(returned, tuple | list) and len(returned) == 2,
         f"`{CALL}` returned {type(returned).__name__}, expected (weights, masks)",

@@ -1,8 +1,7 @@
 """Check of `remove_units`: two linear layers that are really smaller, and compute what the kept units computed."""
 
-import copy
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,9 @@ from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
 from qlab.checks.smaller_models.topic import TOPIC
+from qlab.checks.smaller_models.unit_layers import Plain, left, linear_of, plain_of, removed, tensors_of
 from qlab.checks.smaller_models.unit_places import refuse_what_is_proved
 
-CALL = "remove_units(first, second, keep)"
 # of the largest output: FP32 sums of at most 24 terms in another order differ by some 1e-7 of it; the weakest unit
 # that could be taken for another one contributes more than a hundredth
 CLOSE = 1e-5
@@ -37,6 +36,11 @@ class Pair(NamedTuple):
     first: nn.Linear
     second: nn.Linear
 
+    @property
+    def plain(self) -> tuple[Plain, Plain]:
+        """Weight and bias of each layer."""
+        return plain_of(self.first), plain_of(self.second)
+
     def output(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
         hidden = functional.relu(self.first(x))
         return self.second(hidden if kept is None else hidden * kept)
@@ -47,7 +51,7 @@ def check_remove_units(remove_units: LearnerFunction, draw: torch.Generator) -> 
     """Check `remove_units(first, second, keep)`, which returns two new, smaller linear layers."""
     keep = drawn(3, 4, draw)
     with part("the layers are smaller: shapes, and bytes held"):
-        _require_held_bytes(_removed(remove_units, _drawn_pair(keep, draw), keep))
+        _require_held_bytes(*_removed(remove_units, _drawn_pair(keep, draw), keep))
     with part("the strongest units stay, and compute what they did"):
         _require_function(remove_units, _drawn_pair(keep, draw), keep, draw)
     with part("strength counts what goes in and what comes out"):
@@ -56,9 +60,7 @@ def check_remove_units(remove_units: LearnerFunction, draw: torch.Generator) -> 
         _require_function(remove_units, _drawn_pair(keep, draw, uneven=True, bias=True), keep, draw)
     with part("the layers you were given stay as they are"):
         pair = _drawn_pair(keep, draw, bias=True)
-        given = copy.deepcopy(pair)
-        remove_units(*given, keep)
-        before, after = (list(nn.ModuleList(layers).state_dict().values()) for layers in (pair, given))
+        before, after = tensors_of(pair), remove_units.beside(left, pair.plain, keep)
         require(
             len(before) == len(after) and all(map(torch.equal, before, after)),
             "the layers that went in have changed",
@@ -126,33 +128,12 @@ def _strengths(pair: Pair) -> Tensor:
     return (pair.first.weight.norm(dim=1) * pair.second.weight.norm(dim=0)).detach()
 
 
-def _removed(remove_units: LearnerFunction, pair: Pair, keep: int) -> Pair:
-    returned = remove_units(*copy.deepcopy(pair), keep)
-    require(
-        returned is not None,
-        f"`{CALL}` returned None",
-        misconception="returns-nothing",
-        thought="Your function computes something but does not hand it back: does it end in `return`?",
-    )
-    layers = list(returned) if isinstance(returned, list | tuple | nn.Sequential) else []
-    layers = [layer for layer in layers if not isinstance(layer, nn.ReLU)]
-    require(
-        len(layers) == 2 and all(isinstance(layer, nn.Linear) for layer in layers),
-        f"`{CALL}` returned {_named(returned)}, expected two nn.Linear",
-        misconception="returns-wrong-type",
-        thought="Return the two new layers: `return smaller_first, smaller_second`.",
-    )
-    smaller = Pair(*layers)
+def _removed(remove_units: LearnerFunction, pair: Pair, keep: int) -> tuple[Pair, list[int]]:
+    """Return the smaller pair, and the bytes that its weights hold where they were made."""
+    layers, held = remove_units.beside(removed, pair.plain, keep)
+    smaller = Pair(*map(linear_of, layers))
     _require_shapes(smaller, pair, keep)
-    return smaller
-
-
-def _named(returned: Any) -> str:
-    return (
-        f"({', '.join(type(v).__name__ for v in returned)})"
-        if isinstance(returned, tuple | list)
-        else type(returned).__name__
-    )
+    return smaller, held
 
 
 def _require_shapes(smaller: Pair, pair: Pair, keep: int) -> None:
@@ -176,9 +157,8 @@ def _require_shapes(smaller: Pair, pair: Pair, keep: int) -> None:
     )
 
 
-def _require_held_bytes(smaller: Pair) -> None:
-    for layer in smaller:
-        held = layer.weight.untyped_storage().nbytes()
+def _require_held_bytes(smaller: Pair, all_held: list[int]) -> None:
+    for layer, held in zip(smaller, all_held, strict=True):
         require(
             held <= layer.weight.nbytes,
             f"a weight of {layer.weight.nbytes} bytes holds a storage of {held}",
@@ -188,7 +168,7 @@ def _require_held_bytes(smaller: Pair) -> None:
 
 
 def _require_function(remove_units: LearnerFunction, pair: Pair, keep: int, draw: torch.Generator) -> None:
-    smaller = _removed(remove_units, pair, keep)
+    smaller, _ = _removed(remove_units, pair, keep)
     x = torch.randn(32, pair.first.in_features, generator=draw)
     with torch.no_grad():
         got = smaller.output(x).double()
