@@ -62,9 +62,10 @@ FLOORS = {
         "train_course_model",
     },
     4: {"adapter_runs", "checks", "deploy", "optimizer_runs", "plots", "smaller_runs"},
-    5: {"doctor", "finetune", "grading", "labs", "page", "widgets"},
-    6: {"cli", "ledger"},
-    7: {"__main__"},
+    5: {"doctor", "finetune", "labs", "page", "widgets"},
+    6: {"grading", "ledger"},
+    7: {"cli"},
+    8: {"__main__"},
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 ROOMS_OF_THEIR_OWN = {  # the only rooms of the lower floors that may import such a library

@@ -1,14 +1,17 @@
 """Drivers that run beside the learner's code and report as they go: what came before a crash is judged first."""
 
+import re
 from collections.abc import Callable, Iterator
 from functools import wraps
 from typing import Any
 
 from torch import Tensor
 
+from qlab.checks.expect import as_tensor
 from qlab.checks.learner import Crashed, LearnerFunction, NotAnswered, describe
-from qlab.checks.report import Refused
+from qlab.checks.report import Refused, require
 
+LONGEST, SLUG = 4_000, re.compile(r"[a-z0-9-]{1,60}")
 Ended = tuple[str, ...]
 Reported = tuple[list[Any], Ended]
 
@@ -42,18 +45,54 @@ def _as_it_is_now(report: Any) -> Any:
     return type(report)(map(_as_it_is_now, report)) if type(report) in (tuple, list) else report
 
 
+def require_right_too(condition: object) -> None:
+    """Refuse a part about bytes, counts or what was left alone, if what came of the same run is not right either.
+
+    A number that another process reports of itself must not win a point alone.
+    """
+    require(
+        condition,
+        "this part asks for a result that is right",
+        misconception="wrong-value",
+        thought="Win the first part before this one.",
+    )
+
+
+def roughly(got: Any, want: Tensor) -> bool:
+    """Tell whether plain numbers are what is wanted, to a hundredth of their length."""
+    try:
+        tensor = as_tensor(got, tuple(want.shape), call="your function").double()
+    except Refused:
+        return False
+    return bool((tensor - want).norm() <= 1e-2 * want.norm())
+
+
 def reports(function: LearnerFunction, driver: Callable[..., Reported], *args: Any) -> Iterator[Any]:
     """Run a driver beside the learner's code, yield what it reported, then raise what ended it.
 
     Errors:  NotAnswered, Crashed or Refused, as the driver met it; ValueError for what it could not read.
     """
-    found, (ended, *words) = function.beside(driver, *args)
+    found, told = function.beside(driver, *args)
+    ended, message, misconception, thought = _words(told)
     yield from found
     if ended == "empty":
         raise NotAnswered
     if ended == "crashed":
-        raise Crashed(words[0])
+        raise Crashed(message)
     if ended == "refused":
-        raise Refused(words[0], misconception=words[1], thought=words[2])
+        raise Refused(message, misconception=misconception, thought=thought)
     if ended != "done":
-        raise ValueError(words[0])
+        raise ValueError(message)
+
+
+def _words(told: Any) -> tuple[str, str, str, str]:
+    """Read how a driver ended, which is data of another process.
+
+    Errors:  ValueError for what no driver says.
+    """
+    if type(told) is not tuple or not 1 <= len(told) <= 4 or not all(type(word) is str for word in told):
+        raise ValueError("the end of the run could not be read")
+    ended, message, misconception, thought = (word[:LONGEST] for word in (*told, *[""] * (4 - len(told))))
+    if misconception and not SLUG.fullmatch(misconception):
+        raise ValueError("the end of the run could not be read")
+    return ended, message, misconception, thought

@@ -27,6 +27,19 @@ def measured_saved_bytes(f: Callable[..., Any], *args: Any) -> int:
     return measure.saved_bytes(f, *args)
 
 
+def result_and_peak_bytes(f: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+    """Return the result of `f(*args)` beside `peak_bytes` of the same run."""
+    measured = measured_result_and_peak_bytes
+    return f.beside(measured, *args) if isinstance(f, LearnerFunction) else measured(f, *args)
+
+
+def measured_result_and_peak_bytes(f: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+    """Take `result_and_peak_bytes` here."""
+    with measure.PeakBytes() as peak:
+        result = f(*args)
+    return result, peak.bytes
+
+
 def peak_bytes(f: Callable[..., Any], *args: Any) -> int:
     """Run `f(*args)`, a `LearnerFunction` or any other, and return the most bytes of its tensors that lived at once.
 

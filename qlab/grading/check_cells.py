@@ -1,6 +1,7 @@
 """The check cells of a release: which check each calls, and with which of the learner's names; read, never executed."""
 
 import ast
+import builtins
 import importlib
 import symtable
 from collections.abc import Callable, Iterator, Mapping
@@ -63,9 +64,8 @@ def used_names(source: str) -> frozenset[str]:
 @lru_cache(maxsize=256)
 def touched_names(source: str) -> frozenset[str]:
     """Return the global names that a cell itself, outside its functions, reads: it may change what they stand for."""
-    return frozenset(
-        symbol.get_name() for symbol, outermost in _globals(source) if outermost and symbol.is_referenced()
-    )
+    read = {symbol.get_name() for symbol, outermost in _globals(source) if outermost and symbol.is_referenced()}
+    return frozenset(read.difference(vars(builtins)))
 
 
 @lru_cache(maxsize=256)
@@ -94,7 +94,7 @@ def _resolved(path: str, imported: Mapping[str, str]) -> Callable[..., Any] | No
         return None
     try:
         module = importlib.import_module(".".join(steps[:3]))
-    except ImportError:
+    except ModuleNotFoundError:
         return None
     check = getattr(module, steps[3], None)
     return check if callable(check) and hasattr(check, "exercise") and hasattr(check, "points") else None

@@ -26,9 +26,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--course", type=Path, metavar="FOLDER", help="that holds submitted/ (default: this course)")
     command.add_argument("--student", metavar="NAME", help="grade this one only")
     command.add_argument("--again", action="store_true", help="judge anew what was graded before")
-    command.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="at once (default: %(default)s)"
-    )
+    command.add_argument("--workers", type=int, default=_cores(), metavar="N", help="at once (default: %(default)s)")
     command.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each exercise of each submission")
     command.add_argument("--picture", type=Path, metavar="FILE", help="draw what the class got wrong, as .svg or .png")
     command.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers judge")
@@ -39,10 +37,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Grade, print what was found, and return 0 if every submission was graded."""
-    from qlab.grading import gradebook, journal, places, sandbox  # noqa: PLC0415 - only this command needs them
+    from qlab.grading import cluster, gradebook, journal, places, sandbox  # noqa: PLC0415 - only this command needs them
     from qlab.grading.run import Order  # noqa: PLC0415
 
-    refusals = (gradebook.NoGradebook, journal.Taken, sandbox.NoIsolation)
+    refusals = (gradebook.NoGradebook, journal.Taken, sandbox.NoIsolation, cluster.NoCluster)
     try:
         _refuse_odd(parsed)
         found = places.places_of(parsed.course or course.root())
@@ -110,6 +108,11 @@ def _write_files(judged: "list[Judged]", parsed: argparse.Namespace) -> None:
         axes = misconception_bars(summary.misconceptions(judged))
         axes.figure.savefig(parsed.picture)
         print(f"written: {parsed.picture}")
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, which in a container is not how many there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _mapper(parsed: argparse.Namespace) -> "Mapper":

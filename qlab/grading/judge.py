@@ -43,11 +43,13 @@ def judge_notebook(
     found: dict[str, Verdict] = {}
     with Session(sandbox, release, limits=limits) as session:
         for cell in graded.cells:
-            grade_id = notebooks.marks(cell).get("grade_id")
-            if grade_id in session.checks and grade_id not in found:
+            grade_id, is_code = notebooks.marks(cell).get("grade_id"), cell.cell_type == "code"
+            if is_code and grade_id in session.checks and grade_id not in found:
                 found[grade_id] = session.judge(session.checks[grade_id], answers=answers)
                 _show(cell, found[grade_id], session.count)
-            elif cell.cell_type == "code":
+            elif is_code and notebooks.marks(cell).get("grade"):  # a second one of its name, or none of the release
+                cell.outputs, cell.execution_count = [], None
+            elif is_code:
                 _run(cell, session)
         repairs = tuple(f"the graded cell {name!r} was missing" for name in session.checks if name not in found)
         for name in session.checks.keys() - found.keys():

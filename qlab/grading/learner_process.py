@@ -14,6 +14,7 @@ from qlab.grading.replay import Entry
 GRACE_SECONDS = 5.0  # for a cell to end by itself after its alarm rang
 READY_SECONDS = 60.0
 STARTS = 2
+TOO_LATE = ("it ran for", "what it returned took")
 NOT_THE_LEARNERS = ("the sandbox has ended", "the grader has ended")
 
 
@@ -119,7 +120,7 @@ class LearnerProcess:
         """Tell why the process has ended, if a call found it so."""
         if not self.peer.ended:
             return None
-        if self.peer.ended.startswith("it ran for"):
+        if self.peer.ended.startswith(TOO_LATE):
             return Death(self.peer.ended, late=True)
         if self.peer.ended.startswith("its process was stopped"):
             return Death(self.peer.ended)

@@ -50,8 +50,9 @@ def judged(cell: CheckCell, process: LearnerProcess, draw: Draw, *, seconds: flo
             if missing:
                 return crashed(cell, _missing(missing, lost.get(missing) or lost.get(cell.answer)))
             return cell.check(*functions, seed=draw.seed)
-        except Exception as error:  # outside every part of the check
-            return crashed(cell, f"What your code gave could not be read ({type(error).__name__}).")
+        except Exception as error:  # outside every part of the check; its text may hold what the check drew
+            unread = f"What your code gave could not be read ({type(error).__name__})."
+            return crashed(cell, process.peer.ended or unread)
 
 
 def crashed(cell: CheckCell, sentence: str) -> Verdict:

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 
 import nbformat
 
+from qlab.grading import judge  # noqa: F401 - imported once, before the workers are forked
 from qlab.grading.lending import BorrowedSandbox, Lender, lender
 from qlab.grading.limits import Limits
 from qlab.grading.nursery import Nursery

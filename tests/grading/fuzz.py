@@ -178,7 +178,16 @@ def fuzz(numbers: range, *, seed: int) -> tuple[list[Finding], Counter[str]]:
 
 def in_processes(count: int, *, seed: int, workers: int, first: int = 0) -> tuple[list[Finding], Counter[str]]:
     """Share the cases among processes of their own."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.grading.fuzz", f"--seed={seed}", f"--count={count}", f"--first={first}"]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "tests.grading.fuzz",
+        f"--seed={seed}",
+        f"--count={count}",
+        f"--first={first}",
+    ]
     shares = [
         subprocess.Popen([*command, f"--share={share}/{workers}"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for share in range(workers)

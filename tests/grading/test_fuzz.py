@@ -1,26 +1,18 @@
 """The fuzzer, briefly: some hundred changed submissions, none of which may earn more than its code is worth."""
 
-import os
 import random
 
 import pytest
 
-from qlab.grading.sandbox import NoIsolation, require_isolation
 from tests.grading import fuzz
-from tests.grading.hostile import labs, mutations
+from tests.grading.hostile import labs, mutations, running
 
-try:
-    MISSING = "" if require_isolation() else ""
-except NoIsolation as error:
-    MISSING = str(error)
 pytestmark = pytest.mark.grading
 CASES = 300
 SEED = 20_261_123
 
 
-@pytest.mark.skipif(
-    bool(MISSING) and os.environ.get("QLAB_REQUIRE_SANDBOX") != "1", reason=MISSING or "isolated"
-)
+@pytest.mark.skipif(running.skipped(), reason=running.why_not_isolated() or "isolated")
 def test_no_changed_submission_earns_more_than_it_is_worth():
     findings, counts = fuzz.in_processes(CASES, seed=SEED, workers=2)
     assert not findings, findings

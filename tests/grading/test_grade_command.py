@@ -477,6 +477,7 @@ def test_the_command_tells_and_writes_what_was_found(places, pretended, capsys):
         (["99"], "no assignment '99'"),
         (["--student", "zoe", TOPIC], "nothing was handed in for 01_data_types by zoe"),
         (["--workers", "0"], "--workers must be at least 1, got 0"),
+        (["--cluster", "tcp://127.0.0.1:1"], "nothing was handed in"),
         (["--picture", "a.jpg"], "--picture writes .svg or .png, got a.jpg"),
     ],
 )

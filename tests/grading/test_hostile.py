@@ -1,33 +1,22 @@
 """Hostile submissions against the real judge and sandbox: no grade raised, nothing leaked, nobody else harmed."""
 
-import os
 import threading
 from collections import Counter
 
 import pytest
 
-from qlab.grading.sandbox import NoIsolation, Sandbox, require_isolation
-from tests.grading.hostile import Hostile, forging, framing, lying, reaching, reading, running, stuck
+from qlab.grading.sandbox import Sandbox
+from tests.grading.hostile import Hostile, drivers, forging, framing, lying, reaching, reading, running, stuck
 from tests.grading.hostile.traps import Traps
 
-MODULES = (stuck, forging, lying, reading, reaching, framing)
+MODULES = (stuck, drivers, forging, lying, reading, reaching, framing)
 SUBMISSIONS = tuple(hostile for module in MODULES for hostile in module.SUBMISSIONS)
 POOL = 1
 
 
-def _isolated() -> str:
-    """Return why these tests cannot run here, or nothing."""
-    try:
-        require_isolation()
-    except NoIsolation as error:
-        return str(error)
-    return ""
-
-
-MISSING = _isolated()
 pytestmark = [
     pytest.mark.grading,
-    pytest.mark.skipif(bool(MISSING) and os.environ.get("QLAB_REQUIRE_SANDBOX") != "1", reason=MISSING or "isolated"),
+    pytest.mark.skipif(running.skipped(), reason=running.why_not_isolated() or "isolated"),
 ]
 
 

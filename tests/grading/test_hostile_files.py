@@ -12,24 +12,17 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from qlab.grading.sandbox import NoIsolation, require_isolation
 from qlab.grading.submission import Refused, normalised
 from qlab.labs import notebooks
 from tests.grading import REPOSITORY
-from tests.grading.hostile import files, labs
+from tests.grading.hostile import files, labs, running
 from tests.grading.hostile.files import Handed
 from tests.grading.hostile.traps import Traps
 
 LAB = files.LAB
 HONEST = ("aaa-first", "mmm-middle", "zzz-last")
 CHANGED = "the submission, or the course around it, was changed"
-try:
-    MISSING = "" if require_isolation() else ""
-except NoIsolation as error:
-    MISSING = str(error)
-needs_isolation = pytest.mark.skipif(
-    bool(MISSING) and os.environ.get("QLAB_REQUIRE_SANDBOX") != "1", reason=MISSING or "isolated"
-)
+needs_isolation = pytest.mark.skipif(running.skipped(), reason=running.why_not_isolated() or "isolated")
 pytestmark = pytest.mark.grading
 
 
@@ -104,7 +97,13 @@ def graded(traps, tmp_path_factory) -> Graded:
         lay(handed, root, traps.course)
     command = [sys.executable, "-m", "qlab", "grade", LAB, "--course", str(root), "--workers", "2", "--csv", "out.csv"]
     done = subprocess.run(
-        command, cwd=root, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False, timeout=200
+        command,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
     )
     assert "Traceback" not in done.stderr, done.stderr
     rows: dict[str, list[dict[str, str]]] = {}

@@ -1,6 +1,9 @@
 """The judge on real labs, and on notebooks whose code dies, hangs, floods or waits for somebody to type."""
 
+import dataclasses
+import functools
 import os
+import time
 
 import nbformat
 import pytest
@@ -113,6 +116,22 @@ class TestRealLabs:
         judge_notebook(submitted, lab(), sandbox)
         assert nbformat.writes(submitted) == before
 
+    def test_a_cell_that_claims_to_be_graded_is_not_run(self, sandbox):
+        forged = solved()
+        forged.cells.append(nbformat.v4.new_code_cell("4"))
+        forged.cells[-1].metadata["nbgrader"] = {"grade": True, "grade_id": "check-decode", "points": 4}
+        forged.cells[-1].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "4"})]
+        graded = judge_notebook(forged, lab(), sandbox)
+        assert graded.notebook.cells[-1].outputs == []
+        assert not lost(graded)
+
+    def test_a_graded_cell_that_is_gone_is_judged_at_the_end(self, sandbox):
+        cut = solved()
+        cut.cells = [cell for cell in cut.cells if cell.id != "check-decode"]
+        graded = judge_notebook(cut, lab(), sandbox)
+        assert not lost(graded)
+        assert graded.repairs == ("the graded cell 'check-decode' was missing",)
+
 
 class TestOneExerciseIsLost:
     pytestmark = in_a_sandbox
@@ -171,10 +190,9 @@ class TestOneExerciseIsLost:
         assert lost(graded) == ["check-pack-int4"]
 
     def test_a_process_that_ends_later_costs_no_other_exercise(self, sandbox):
-        thread = "\nimport threading, os\nthreading.Timer({}, os._exit, (1,)).start()\n"
-        decode = notebooks.answer_cells(lab(kind="solutions"))["answer-decode"].source
+        thread = "import threading, os\nthreading.Timer(0.3, os._exit, (1,)).start()"
         slow = {"try_round_to_format": "import time; time.sleep(0.5)", "try_kahan_sum": "import time; time.sleep(0.5)"}
-        assert not lost(judge_notebook(solved(answer_decode=decode + thread.format(0.3), **slow), lab(), sandbox))
+        assert not lost(judge_notebook(solved(try_decode=thread, **slow), lab(), sandbox))
 
     def test_processes_that_are_used_up_are_said(self, sandbox, monkeypatch):
         monkeypatch.setattr("qlab.grading.session.RESTARTS_EACH", 0)
@@ -335,6 +353,38 @@ class TestCells:
         session.run_cell("import os, sys\nsys.stdout = sys.stderr = None\nos.close(1); os.close(2)")
         run = session.run_cell("print('here'); os.write(1, b'there');")
         assert [output["text"] for output in run.outputs] == ["here\nthere"]
+
+    @pytest.mark.parametrize(
+        "source",
+        ["import os; os.fork()", "import multiprocessing as m; m.get_context('fork').Process(target=print).start()"],
+    )
+    def test_a_fork_does_not_answer_in_place_of_its_parent(self, session, source):
+        session.run_cell("import os; kept, parent = 42, os.getpid()")
+        assert session.run_cell(source).status == "ok"
+        for _ in range(3):
+            assert session.run_cell("kept").outputs[0]["data"]["text/plain"] == "42"
+        assert session.run_cell("os.getpid() == parent").outputs[0]["data"]["text/plain"] == "True"
+
+    def test_what_is_printed_while_a_check_runs_is_shown_nowhere(self, session):
+        session.run_cell(DECODE + "    import os; print('in', args); os.write(1, b'hidden'); return 1.0")
+        session.run_check("checks.check_decode(decode)")
+        assert session.run_cell("print('after')").outputs == [
+            {"output_type": "stream", "name": "stdout", "text": "after\n"}
+        ]
+
+    def test_what_takes_the_judge_too_long_to_read_ends_the_process(self, sandbox, monkeypatch):
+        @functools.wraps(check_cells(lab())["check-decode"].check)
+        def endless(function, *, seed):
+            while True:
+                time.sleep(0.01)
+
+        monkeypatch.setattr("qlab.grading.verdicts.READING_SECONDS", 0.2)
+        with Session(sandbox, lab(), limits=Limits(check_seconds=0.2)) as session:
+            session.run_cell("decode = len")
+            verdict = session.judge(dataclasses.replace(session.checks["check-decode"], check=endless))
+            assert (verdict.points, str(verdict.outcome)) == (0, "crashed")
+            assert "took longer than 0.4 seconds to read" in verdict.parts[0].thought
+            assert session.run_cell("decode").status == "ok"
 
     def test_more_code_than_the_judge_reads_is_not_run(self, session):
         run = session.run_cell(f"'{'x' * 100_000}'")

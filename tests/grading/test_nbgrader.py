@@ -55,7 +55,7 @@ found = []
 for folder in ("..", "../..", "../../..", "../../../..", "QLAB_ROOT"):
     for name in ("solutions/*", "submitted/*", "autograded/*", "labs/*", "*.db", "*.ipynb", "*.json"):
         found += glob.glob(f"{folder}/{name}")
-found += [name for name, value in os.environ.items() if "QLAB_ROOT" in value or "home" in value]
+found += [name for name, value in os.environ.items() if "QLAB_ROOT" in value]
 for path in ("../../../gradebook.db", "QLAB_ROOT/gradebook.db"):
     try:
         book = sqlite3.connect(path)
@@ -153,7 +153,7 @@ def saboteur(release: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 HONEST = {"right": right, "half-right": half_right, "untouched": lambda release: release}
-STUDENTS = HONEST | {"saboteur": saboteur, "thief": thief}
+HOSTILE = {"saboteur": saboteur, "thief": thief}
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +167,19 @@ def taught(tmp_path_factory) -> Class:
     taught = Class(root, os.environ | home | {"PATH": own_bin, "TMPDIR": str(scratch)}, scratch)
     taught.run("nbgrader", "generate_assignment", TOPIC)
     taught.run("nbgrader", "release_assignment", TOPIC, *taught.exchange())
-    for student, answer in STUDENTS.items():
+    for student, answer in HONEST.items():
         desk = root / "home" / student
         desk.mkdir()
         taught.run("nbgrader", "fetch_assignment", TOPIC, "--course=qlab", *taught.exchange(), cwd=desk)
-        answered = answer(notebooks.read(desk / LAB))
-        for cell in answered.cells:
-            cell.source = cell.source.replace("QLAB_ROOT", str(root))  # a thief may know where the course lies
-        notebooks.write(answered, desk / LAB)
+        notebooks.write(answer(notebooks.read(desk / LAB)), desk / LAB)
         named = ("--course=qlab", f"--student={student}")
         taught.run("nbgrader", "submit", TOPIC, *named, *taught.exchange(), cwd=desk)
     taught.run("nbgrader", "collect", TOPIC, *taught.exchange())
+    for student, answer in HOSTILE.items():
+        answered = answer(notebooks.read(root / "labs" / LAB))
+        for cell in answered.cells:
+            cell.source = cell.source.replace("QLAB_ROOT", str(root))  # a thief may know where the course lies
+        notebooks.write(answered, taught.submitted(student))
     taught.run("nbgrader", "autograde", TOPIC)
     return taught
 

@@ -297,6 +297,18 @@ bomb()"""
     assert kernel.why_ended() in {"it was stopped", "it started more than 24 processes or threads"}
 
 
+def test_what_starts_many_processes_lets_others_go_first(kernel):
+    source = """import os, time
+children = [os.fork() for _ in range(10) if os.getpid() == 1]
+if os.getpid() != 1:
+    time.sleep(30)
+until = time.monotonic() + 5
+while os.nice(0) < 19 and time.monotonic() < until:
+    time.sleep(0.02)
+answer = os.nice(0), {os.getpriority(os.PRIO_PROCESS, child) for child in children}"""
+    assert ask(kernel, source) == "(19, {19})"
+
+
 def test_threads_count_as_processes(kernel):
     source = """import threading, time
 made = []

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qlab import checkpointing
 from qlab.checks import probe
+from qlab.checks.beside import require_right_too
 from qlab.checks.checkpointing.batches import (
     MicroBatch,
     TokenLosses,
@@ -27,6 +28,7 @@ from qlab.measure import SavedForBackward
 # of the largest value: sums of some hundred FP64 terms in another order differ by 1e-14; one token of 400 too many in
 # the divisor is 2.5e-3. A loss that passed through FP32 would be 1e-7 off, and is not what the task asks for.
 CLOSE = 1e-10
+ALONG = 0.1  # of the lengths: what leads nowhere near the gradient was not computed
 GRAPHS = 1.5  # times the graph of the largest micro-batch; two of the shortest ones would still be seen
 
 
@@ -150,7 +152,8 @@ def _same(got: Tensor, want: Tensor) -> bool:
 def _require_one_graph(accumulate: LearnerFunction, model: TokenLosses, batches: list[MicroBatch]) -> None:
     alone = max(probe.saved_bytes(model, *batch) for batch in batches)
     left = accumulate.beside(accumulated, model.weights, batches)
-    _in_a_row(left.gradients)
+    got, want = _in_a_row(left.gradients), gradient(model, mean_of_all(batches))
+    require_right_too(got.shape == want.shape and got @ want > ALONG * got.norm() * want.norm())
     most = max(len(targets) for _, targets in batches)
     together = len(joined(batches)[1])
     require(

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from qlab import checkpointing
 from qlab.checks import probe
+from qlab.checks.beside import require_right_too
 from qlab.checks.checkpointing.passes import (
     Passed,
     Problem,
     generator_kept,
     passed,
+    passed_here,
     plainly,
     replayed,
     run_twice,
@@ -195,15 +197,19 @@ def _slips(problem: Problem, got: Passed) -> Iterator[tuple[str, str, tuple[Tens
         yield "restores-the-seed", seed, replayed(problem, at_seed)
 
 
-def kept_bytes(checkpoint: LearnerFunction, problem: Problem) -> int:
-    """Return the bytes that autograd keeps of one layer, run on leaves made here."""
-    return probe.measured_saved_bytes(checkpoint, problem.layers[0], *problem.leaves())
+def kept_and_passed(checkpoint: LearnerFunction, problem: Problem) -> tuple[int, Passed]:
+    """Return the bytes that autograd keeps of one layer, run on leaves made here, and what both passes give."""
+    kept = probe.measured_saved_bytes(checkpoint, problem.layers[0], *problem.leaves())
+    return kept, passed_here(checkpoint, problem)
 
 
 def _require_nothing_kept(checkpoint: LearnerFunction, problem: Problem) -> None:
     arguments = sum(leaf.nbytes for leaf in problem.leaves())
     plain = probe.saved_bytes(problem.layers[0], *problem.leaves())
-    kept = checkpoint.beside(kept_bytes, problem)
+    kept, got = checkpoint.beside(kept_and_passed, problem)
+    want = passed(plainly, problem)
+    right = [_same(got.value, want.value), *(g is not None and g.any() for g in got.grads)]
+    require_right_too(all(right))
     everything = kept >= 0.9 * (plain - arguments)
     require(
         kept <= arguments + ROOM,
@@ -211,7 +217,6 @@ def _require_nothing_kept(checkpoint: LearnerFunction, problem: Problem) -> None
         misconception="keeps-the-activations" if everything else "keeps-more-than-the-arguments",
         thought="Let `f` run where autograd records nothing, and save the arguments alone.",
     )
-    got = passed(checkpoint, problem)
     (forward,), (backward,) = got.forward_calls, got.backward_calls
     require(
         backward,
@@ -230,6 +235,7 @@ def _require_nothing_kept(checkpoint: LearnerFunction, problem: Problem) -> None
 def _require_generator_kept(checkpoint: LearnerFunction, problem: Problem) -> None:
     got = passed(checkpoint, problem)
     _require_backward(got)
+    require_right_too(_same(got.value, passed(plainly, problem).value) and all(g.any() for g in got.grads))
     require(
         torch.equal(got.before_backward, got.after_backward),
         "the backward pass moved torch's generator: what is drawn after it differs from a plain run",

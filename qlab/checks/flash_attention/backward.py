@@ -5,6 +5,7 @@ from torch import Tensor
 
 from qlab import attention
 from qlab.checks import probe
+from qlab.checks.beside import require_right_too, roughly
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.backward_slips import RIGHT, Saved, allowed, gradients, slips
 from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_tiles_only
@@ -117,9 +118,12 @@ def _large(tiled_backward: LearnerFunction, saved: Saved, blocks: Blocks, *, nam
 def _memory(tiled_backward: LearnerFunction, draw: torch.Generator) -> None:
     def peak(rows: int, columns: int, is_causal: bool) -> int:
         q, k, v = (torch.randn(n, WIDTH, generator=draw) for n in (rows, columns, columns))
-        output, grad_output = (torch.randn(rows, WIDTH, generator=draw) for _ in range(2))
-        saved = q, k, v, output, torch.full((rows,), 9.0)
-        return probe.peak_bytes(tiled_backward, saved, grad_output, is_causal, (BLOCK, BLOCK))
+        saved = Saved(Attention(q, k, v, is_causal), torch.randn(rows, WIDTH, generator=draw))
+        given = saved.tensors, saved.grad_output, is_causal, (BLOCK, BLOCK)
+        returned, most = probe.result_and_peak_bytes(tiled_backward, *given)
+        found = unpacked(returned, NAMES, call=CALL)
+        require_right_too(all(map(roughly, found, gradients(saved, RIGHT))))
+        return most
 
     _require(tiled_backward, _saved(draw, 5, 5), (2, 2), NAMES)  # what returns nothing holds nothing
     # in FP64: q, output, its gradient and dq, or k, v, dk and dv, each once or twice, at 8 to 16 bytes

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qlab import attention
 from qlab.checks import probe
+from qlab.checks.beside import require_right_too, roughly
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_tiles_only
 from qlab.checks.flash_attention.comparing import Slip, require_near
@@ -201,7 +202,10 @@ def _log_sum_exps(tiled_forward: LearnerFunction, case: Attention, blocks: Block
 def _memory(tiled_forward: LearnerFunction, draw: torch.Generator) -> None:
     def peak(rows: int, columns: int, is_causal: bool) -> int:
         q, k, v = (torch.randn(n, WIDTH, generator=draw) for n in (rows, columns, columns))
-        return probe.peak_bytes(tiled_forward, q, k, v, is_causal, (BLOCK, BLOCK))
+        returned, most = probe.result_and_peak_bytes(tiled_forward, q, k, v, is_causal, (BLOCK, BLOCK))
+        got, _ = unpacked(returned, ("output", "log_sum_exp"), call=CALL)
+        require_right_too(roughly(got, Attention(q, k, v, is_causal).output))
+        return most
 
     _outputs(tiled_forward, _case(draw, 5, 5), (2, 2))  # what returns nothing holds nothing
     # in FP64: q or k and v twice, the output twice, maximum, sum and log-sum-exp, at 8 to 16 bytes each

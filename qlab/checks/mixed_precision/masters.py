@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qlab import loss_scaling
-from qlab.checks.beside import reports
+from qlab.checks.beside import reports, require_right_too
 from qlab.checks.expect import Suspect, require_values
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.mixed_precision.masters_runs import made, stepped, taken
@@ -24,8 +24,10 @@ def check_master_weights(master_weights: LearnerFunction, draw: torch.Generator)
     with part("FP32 copies, one for each weight, that an optimizer takes"):
         weights = _weights(draw)
         found = reports(master_weights, made, weights)
+        copies = next(found)
+        require_right_too(all(copy.dtype == torch.float32 for copy in copies))
         _same(
-            next(found),
+            copies,
             weights,
             "the copy of weights[{}]",
             "wrong-copy",

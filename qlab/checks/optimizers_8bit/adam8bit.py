@@ -22,6 +22,7 @@ from qlab.checks.optimizers_8bit.running import (
     first_step,
     kept_between_steps,
     require_moved,
+    require_went_down,
 )
 from qlab.checks.optimizers_8bit.saved import require_restart, require_small_once_loaded
 from qlab.checks.optimizers_8bit.topic import TOPIC
@@ -145,6 +146,7 @@ def _require_small(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
     few, gradients = drawn_gradients(draw, 300), drawn_gradients(draw, 30_000)
     kept, weights = adam8bit.beside(kept_between_steps, few, gradients)
     require_moved(weights)
+    require_went_down(weights, gradients)
     _within(kept, 30_000)
 
 

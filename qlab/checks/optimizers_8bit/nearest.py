@@ -142,8 +142,9 @@ def _require_small(nearest_codes: LearnerFunction, draw: torch.Generator) -> Non
     case = Case(uniform(-1, 1, (MANY,), draw), codebooks.dynamic_map(signed=True), "the signed dynamic map")
     small = Case(case.x[:FEW], case.codebook, case.told)
     _require_nearest(nearest_codes, small)  # what an answer makes once for a codebook is not counted
-    most = probe.peak_bytes(nearest_codes, case.x, case.codebook) / MANY
-    _require_nearest(nearest_codes, case)
+    codes, most = probe.result_and_peak_bytes(nearest_codes, case.x, case.codebook)
+    most /= MANY
+    _require_nearest(LearnerFunction(lambda *_: codes), case)
     require(
         most <= BYTES_A_VALUE,
         f"{MANY:,} values and 256 levels: {most:,.0f} bytes a value at one time, at most {BYTES_A_VALUE}",

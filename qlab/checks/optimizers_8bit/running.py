@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qlab.checks.beside import require_right_too
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.optimizers_8bit.held import kept_bytes
 from qlab.checks.optimizers_8bit.regression import Regression, parameters
@@ -13,6 +14,7 @@ from qlab.checks.optimizers_8bit.rules import Settings
 from qlab.checks.report import require
 
 BYTES_A_VALUE, MAPS_BYTES = 2.1, 4_096  # two codes and 8 / 256 for absmaxes make 2.03; two maps in FP64 are 4 KiB
+RATE = 0.01  # of the two steps that are taken from zero
 FP32_COPY = 4.9  # bytes a value: less than one FP32 moment beside a code of the other
 
 
@@ -51,6 +53,14 @@ def require_moved(weights: Sequence[Tensor]) -> None:
     )
 
 
+def require_went_down(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Require of two steps from zero that nearly all went against their gradients, by lengths that steps have."""
+    w, g = row(weights), row(gradients)
+    require_right_too(
+        w.shape == g.shape and ((w * g < 0) & (w.abs() > RATE / 100) & (w.abs() < 10 * RATE)).sum() >= 0.8 * len(g)
+    )
+
+
 def budget(values: int) -> float:
     return BYTES_A_VALUE * values + MAPS_BYTES
 
@@ -67,7 +77,7 @@ def zero_weights(gradients: Sequence[Tensor]) -> nn.ParameterList:
 
 
 def after_two_steps(adam8bit: LearnerFunction, weights: nn.ParameterList) -> Any:
-    optimizer = made(adam8bit, weights.parameters(), Settings(0.01, (0.9, 0.999), 1e-8))
+    optimizer = made(adam8bit, weights.parameters(), Settings(RATE, (0.9, 0.999), 1e-8))
     for _ in range(2):
         LearnerFunction(optimizer.step)()
     return optimizer

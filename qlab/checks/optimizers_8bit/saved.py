@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qlab.checks.beside import reporting, reports
+from qlab.checks.beside import reporting, reports, require_right_too
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.optimizers_8bit import regression as trial
 from qlab.checks.optimizers_8bit.held import optimizer_bytes, tensor_bytes
@@ -21,6 +21,7 @@ from qlab.checks.optimizers_8bit.running import (
     drawn_gradients,
     made,
     require_moved,
+    require_went_down,
     row,
     two_steps_taken,
     walked,
@@ -42,8 +43,9 @@ def require_restart(adam8bit: LearnerFunction, problem: Regression) -> None:
         misconception="returns-nothing" if name == "NoneType" else "returns-wrong-type",
         thought="torch's own `state_dict` returns what is in `self.state` and `self.param_groups`: leave it as it is.",
     )
-    weights = next(found)
+    weights, adam = next(found), problem.path_end()
     require_moved(weights)
+    require_right_too((row(weights) - adam).norm() <= adam.norm() / 2)
     loaded, changed = next(found)
     if torch.equal(row(weights), row(loaded)):
         return
@@ -112,8 +114,11 @@ def bytes_once_loaded(adam8bit: LearnerFunction, gradients: Sequence[Tensor]) ->
 
 
 def require_small_once_loaded(adam8bit: LearnerFunction, draw: torch.Generator) -> None:
-    found = reports(adam8bit, bytes_once_loaded, drawn_gradients(draw, 30_000))
-    require_moved(next(found))
+    gradients = drawn_gradients(draw, 30_000)
+    found = reports(adam8bit, bytes_once_loaded, gradients)
+    before = next(found)
+    require_moved(before)
+    require_went_down(before, gradients)
     own, kept = next(found)
     require(
         own <= budget(30_000),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qlab import lora
-from qlab.checks.beside import reports
+from qlab.checks.beside import reports, require_right_too
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.comparing import Slip, require_near
 from qlab.checks.learner import LearnerFunction
@@ -82,7 +82,11 @@ def _require_start(lora_linear: LearnerFunction, draw: torch.Generator, *, bias:
 
 
 def _require_trainable(lora_linear: LearnerFunction, linear: nn.Linear, rank: int) -> None:
-    missing, others = lora_linear.beside(asking, plain_of(linear), rank)
+    x = torch.ones(1, linear.in_features)
+    missing, others, output = lora_linear.beside(asking, plain_of(linear), rank, x)
+    base = linear(x).detach()
+    got = as_tensor(output, tuple(base.shape), call=f"layer(x of shape {tuple(x.shape)})")
+    require_right_too((got - base).norm() <= base.norm() / 2)
     require(
         not missing,
         f"{' and '.join(missing)} ask for no gradient",

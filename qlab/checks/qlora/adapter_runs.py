@@ -22,13 +22,16 @@ def started(lora_linear: LearnerFunction, plain: Plain, rank: int, alpha: float,
     yield LearnerFunction(layer)(x)
 
 
-def asking(lora_linear: LearnerFunction, plain: Plain, rank: int) -> tuple[list[str], list[tuple[int, ...]]]:
-    """Return which of A and B ask for no gradient, and the shapes of the other parameters that do."""
+def asking(
+    lora_linear: LearnerFunction, plain: Plain, rank: int, x: Tensor
+) -> tuple[list[str], list[tuple[int, ...]], Any]:
+    """Return which of A and B ask for no gradient, the shapes of the other parameters that do, and the output."""
     layer = _made(lora_linear, linear_of(plain), rank, 8.0)
     learning = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     wanted = [layer.lora_a, layer.lora_b]
     missing = [name for name in NAMES if not getattr(layer, name).requires_grad]
-    return missing, [tuple(p.shape) for p in learning if all(p is not one for one in wanted)]
+    others = [tuple(p.shape) for p in learning if all(p is not one for one in wanted)]
+    return missing, others, LearnerFunction(layer)(x)
 
 
 @reporting

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qlab import codebooks, lora
 from qlab.checks import probe
+from qlab.checks.beside import require_right_too, roughly
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.comparing import Slip, require_near
 from qlab.checks.learner import LearnerFunction
@@ -166,7 +167,9 @@ def _require_gradients(qlora_linear: LearnerFunction, case: Case) -> None:
 
 
 def _require_no_base_gradient(qlora_linear: LearnerFunction, case: Case) -> None:
-    found = qlora_linear.beside(products_of_backward, *case.arguments)
+    found, got = qlora_linear.beside(products_of_backward, *case.arguments)
+    want = case.layer.gradients(case.x.double(), torch.ones(ROWS, HIGH, dtype=torch.float64))
+    require_right_too(all(roughly(g, w) for g, w in zip(got, want, strict=True)))
     require(
         not found,
         f"the backward pass makes a product of {HIGH} × {WIDE} values ({found[:1]}): that is as large as W",
@@ -175,19 +178,19 @@ def _require_no_base_gradient(qlora_linear: LearnerFunction, case: Case) -> None
     )
 
 
-def products_of_backward(qlora_linear: LearnerFunction, *arguments: Any) -> list[str]:
-    """Return the names of the products in the backward pass that have as many values as the weight."""
-    result = _result(qlora_linear, arguments)
-    with Products(arguments[1].shape) as products:
+def products_of_backward(qlora_linear: LearnerFunction, *arguments: Any) -> tuple[list[str], list[Tensor | None]]:
+    """Return the names of the products in the backward pass that have as many values as the weight, and gradients."""
+    x, codes, a, b, scaling = arguments
+    leaves = [t.clone().requires_grad_() for t in (x, a, b)]
+    result = _result(qlora_linear, (leaves[0], codes, *leaves[1:], scaling))
+    with Products(codes.shape) as products:
         LearnerFunction(lambda: result.sum().backward())()
-    return products.found
+    return products.found, [leaf.grad for leaf in leaves]
 
 
 def _result(qlora_linear: LearnerFunction, arguments: tuple[Any, ...]) -> Tensor:
-    """Call on fresh copies of x, A and B that ask for gradients, and refuse what has no graph."""
-    x, codes, a, b, scaling = arguments
-    leaves = (t.clone().requires_grad_() for t in (x, a, b))
-    result = qlora_linear.map([(next(leaves), codes, next(leaves), next(leaves), scaling)])[0]
+    """Call on the tensors themselves, not on copies, and refuse what has no graph."""
+    result = qlora_linear.map([arguments])[0]
     require(
         isinstance(result, Tensor) and result.requires_grad,
         f"`{CALL}` returned what no gradient leads back from",
@@ -202,7 +205,7 @@ def _require_little_kept(qlora_linear: LearnerFunction, case: Case) -> None:
     given = sum(t.nbytes for t in (case.x, case.a, case.b, case.codes.packed, case.codes.absmax, case.codes.codebook))
     room = given + 4 * 3 * ROWS * (WIDE + HIGH)  # and three tensors as wide as x and as the output
     most, result = qlora_linear.beside(kept_for_backward, *case.arguments)
-    _require_works(result, case)
+    require_right_too(roughly(result, case.layer.output(case.x.double())))
     require(
         most <= room,
         f"{most:,} bytes wait for the backward pass; {room:,} are enough, and the weight in FP32 takes {weight:,}",
@@ -213,18 +216,11 @@ def _require_little_kept(qlora_linear: LearnerFunction, case: Case) -> None:
 
 def kept_for_backward(qlora_linear: LearnerFunction, *arguments: Any) -> tuple[int, Tensor]:
     """Return how many bytes wait for the backward pass, and the output."""
+    x, codes, a, b, scaling = arguments
+    leaves = [t.clone().requires_grad_() for t in (x, a, b)]
+    arguments = leaves[0], codes, *leaves[1:], scaling
     saved = probe.saved_bytes(partial(_result, qlora_linear), arguments)
     with Operands() as operands:
         result = _result(qlora_linear, arguments)
     # also what an attribute of ctx holds, which no hook sees
     return max(saved, operands.storages.live_bytes), result.detach()
-
-
-def _require_works(result: Tensor, case: Case) -> None:
-    want = case.layer.output(case.x.double())
-    require(
-        tuple(result.shape) == tuple(want.shape) and (result.detach().double() - want).norm() <= 1e-2 * want.norm(),
-        "this part asks for a product that is right",
-        misconception="wrong-value",
-        thought="Win the first part before this one.",
-    )

@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from qlab import lora
-from qlab.checks.beside import reports
+from qlab.checks.beside import reports, require_right_too
 from qlab.checks.expect import as_tensor
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.qlora.topic import TOPIC
-from qlab.checks.qlora.tuning_runs import Trained, model_of, trained, trained_and_called, trained_with_peak
+from qlab.checks.qlora.tuning_runs import Trained, model_of, trained_and_called, trained_with_peak
 from qlab.checks.report import Refused, check, part, require
 
 STEPS = 30
@@ -62,7 +63,9 @@ def check_fine_tune(fine_tune: LearnerFunction, draw: torch.Generator) -> None:
         _require_learned(fine_tune, task)
     with part("another model, a budget for rank 2 and a few steps"):
         task, steps = _task(draw, (40, 64, 48), rank=1, room=2), drawn(2, 4, draw)
-        _require_adapted(task, fine_tune.beside(trained, *task.given, steps), steps)
+        _, found, outputs = fine_tune.beside(trained_with_peak, *task.given, steps, task.held_out)
+        _require_adapted(task, found, steps)
+        _require_moved(task, outputs)
     with part("while it trains: at most 8 bytes alive for each weight"):
         _require_low_peak(fine_tune, _task(draw, (160,) * 5, rank=1, room=3, examples=4))
 
@@ -101,6 +104,13 @@ def _require_learned(fine_tune: LearnerFunction, task: Task) -> None:
         misconception="nothing-learned" if left > 0.95 else "too-little-learned",
         thought="Adam at a rate near 0.03 downhill on the mean squared error, every step on all examples.",
     )
+
+
+def _require_moved(task: Task, outputs: Any) -> None:
+    """Refuse outputs that are the frozen model's, and such as no model gives that was trained for some steps."""
+    before = model_of(task.layers)(task.held_out).detach()
+    got = as_tensor(outputs, tuple(before.shape), call="model(x)")
+    require_right_too(bool((got != before).any()) and task.error(got) <= 2 * task.error(before))
 
 
 def _require_adapted(task: Task, found: Trained, steps: int) -> None:
@@ -157,8 +167,9 @@ def _require_bill(task: Task, found: Trained) -> None:
 
 
 def _require_low_peak(fine_tune: LearnerFunction, task: Task) -> None:
-    peak, found = fine_tune.beside(trained_with_peak, *task.given, 1)
+    peak, found, outputs = fine_tune.beside(trained_with_peak, *task.given, 1, task.held_out)
     _require_adapted(task, found, 1)
+    _require_moved(task, outputs)
     require(
         peak <= PEAK_A_WEIGHT * task.weights,
         f"beyond the model you were given, {peak:,} bytes were alive at one time: {peak / task.weights:.1f} a weight,"

@@ -40,11 +40,6 @@ def model_of(weights: Sequence[Tensor]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def trained(fine_tune: LearnerFunction, *given: Any) -> Trained:
-    """Train as told by weights, x, y, budget and steps."""
-    return _told(*_trained(fine_tune, model_of(given[0]), *given[1:]))
-
-
 @reporting
 def trained_and_called(fine_tune: LearnerFunction, *given: Any) -> Iterator[Any]:
     """Train; tell what came of it, then the model's outputs for the last input given."""
@@ -56,11 +51,15 @@ def trained_and_called(fine_tune: LearnerFunction, *given: Any) -> Iterator[Any]
     yield outputs
 
 
-def trained_with_peak(fine_tune: LearnerFunction, *given: Any) -> tuple[int, Trained]:
-    """Train; return the most bytes alive at one time, and what came of it."""
+def trained_with_peak(fine_tune: LearnerFunction, *given: Any) -> tuple[int, Trained, Any]:
+    """Train; return the most bytes alive at one time, what came of it, and outputs for the last input given."""
+    *given, held_out = given
     model, made = model_of(given[0]), list[tuple[nn.Module, Optimizer]]()
     peak = probe.measured_peak_bytes(lambda: made.append(_trained(fine_tune, model, *given[1:])))
-    return peak, _told(*made[0])
+    told = _told(*made[0])
+    with torch.no_grad():
+        outputs = LearnerFunction(made[0][0])(held_out)
+    return peak, told, outputs
 
 
 def _trained(fine_tune: LearnerFunction, *given: Any) -> tuple[nn.Module, Optimizer]:

@@ -1,9 +1,12 @@
 """Check of `greedy_soup`: from the best state down, kept if the held-out score agrees, the test set read once."""
 
+from typing import Any
+
 import torch
 
 from qlab import soups as reference
 from qlab.checks import probe
+from qlab.checks.beside import require_right_too
 from qlab.checks.expect import as_number
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.report import Refused, check, part, require
@@ -40,7 +43,8 @@ def check_greedy_soup(greedy_soup: LearnerFunction, draw: torch.Generator) -> No
     with part("the states you were given stay as they are"):
         kitchen = kitchen_of_a_mixed_soup(draw)
         given = [copied(state) for state in kitchen.states]
-        _, left = probe.with_what_is_left(greedy_soup, given, kitchen.held_out, kitchen.test)
+        returned, left = probe.with_what_is_left(greedy_soup, given, kitchen.held_out, kitchen.test)
+        require_right_too(_near(_read(returned, kitchen)[0], kitchen.right))
         require(
             all(torch.equal(g["weight"], s["weight"]) for g, s in zip(left, kitchen.states, strict=True)),
             "a state that went in has changed",
@@ -51,7 +55,10 @@ def check_greedy_soup(greedy_soup: LearnerFunction, draw: torch.Generator) -> No
 
 def _cooked(greedy_soup: LearnerFunction, kitchen: Kitchen) -> tuple[Row, float]:
     """Let the answer cook, and return its soup and the test score it reports."""
-    returned = greedy_soup([copied(state) for state in kitchen.states], kitchen.held_out, kitchen.test)
+    return _read(greedy_soup([copied(state) for state in kitchen.states], kitchen.held_out, kitchen.test), kitchen)
+
+
+def _read(returned: Any, kitchen: Kitchen) -> tuple[Row, float]:
     require(
         isinstance(returned, tuple | list) and len(returned) == 2,
         f"`{CALL}` returned {type(returned).__name__}, expected (soup, test score)",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qlab import soups as reference
 from qlab.checks import probe
+from qlab.checks.beside import require_right_too
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
@@ -31,7 +32,9 @@ def check_uniform_soup(uniform_soup: LearnerFunction, draw: torch.Generator) -> 
         _require_half(uniform_soup, draw)
     with part("the states you were given stay as they are"):
         states = [_floats(draw) | _counters(draw, i) for i in range(3)]
-        _, left = probe.with_what_is_left(uniform_soup, [copied(state) for state in states])
+        returned, left = probe.with_what_is_left(uniform_soup, [copied(state) for state in states])
+        soup, rows = as_state(returned, states[0], call=CALL), torch.stack([_row(state) for state in states])
+        require_right_too(_near(_row(soup), rows.mean(0)))
         untouched = all(torch.equal(g[name], s[name]) for g, s in zip(left, states, strict=True) for name in s)
         require(
             untouched,

@@ -31,15 +31,15 @@ def tensors_of(layers: Iterable[nn.Linear]) -> list[Tensor]:
     return [tensor.detach() for tensor in nn.ModuleList(layers).state_dict().values()]
 
 
-def left(remove_units: LearnerFunction, plain: Sequence[Plain], keep: int) -> list[Tensor]:
-    """Return what the layers that went in are after the call."""
-    layers = [linear_of(layer) for layer in plain]
-    remove_units(*layers, keep)
-    return tensors_of(layers)
-
-
 def removed(remove_units: LearnerFunction, plain: Sequence[Plain], keep: int) -> tuple[list[Plain], list[int]]:
     """Return the two layers that come out, and the bytes under each one's weight."""
+    return removed_and_left(remove_units, plain, keep)[0]
+
+
+def removed_and_left(
+    remove_units: LearnerFunction, plain: Sequence[Plain], keep: int
+) -> tuple[tuple[list[Plain], list[int]], list[Tensor]]:
+    """Return besides what the layers that went in are after the call."""
     layers = [linear_of(layer) for layer in plain]
     returned = remove_units(*layers, keep)
     require(
@@ -56,7 +56,8 @@ def removed(remove_units: LearnerFunction, plain: Sequence[Plain], keep: int) ->
         misconception="returns-wrong-type",
         thought="Return the two new layers: `return smaller_first, smaller_second`.",
     )
-    return [plain_of(layer) for layer in smaller], [layer.weight.untyped_storage().nbytes() for layer in smaller]
+    held = [layer.weight.untyped_storage().nbytes() for layer in smaller]
+    return ([plain_of(layer) for layer in smaller], held), tensors_of(layers)
 
 
 def _named(returned: Any) -> str:

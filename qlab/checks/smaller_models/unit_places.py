@@ -41,6 +41,11 @@ def refuse_what_is_proved(
     )
 
 
+def holds_rows_of(smaller: Pair, pair: Pair) -> bool:
+    """Tell whether the smaller first layer holds rows of the large one's."""
+    return _places(smaller[0].weight, pair[0].weight) is not None
+
+
 def _places(few: Tensor, many: Tensor) -> list[int] | None:
     """Return where each of a few rows stands among many; None if one of them is not there."""
     equal = (few.detach()[:, None].to(many.dtype) == many.detach()[None]).all(dim=2)

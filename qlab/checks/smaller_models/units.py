@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qlab import sparsity as reference
+from qlab.checks.beside import require_right_too
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
 from qlab.checks.smaller_models.topic import TOPIC
-from qlab.checks.smaller_models.unit_layers import Plain, left, linear_of, plain_of, removed, tensors_of
-from qlab.checks.smaller_models.unit_places import refuse_what_is_proved
+from qlab.checks.smaller_models.unit_layers import Plain, linear_of, plain_of, removed, removed_and_left, tensors_of
+from qlab.checks.smaller_models.unit_places import holds_rows_of, refuse_what_is_proved
 
 # of the largest output: FP32 sums of at most 24 terms in another order differ by some 1e-7 of it; the weakest unit
 # that could be taken for another one contributes more than a hundredth
@@ -51,7 +52,10 @@ def check_remove_units(remove_units: LearnerFunction, draw: torch.Generator) -> 
     """Check `remove_units(first, second, keep)`, which returns two new, smaller linear layers."""
     keep = drawn(3, 4, draw)
     with part("the layers are smaller: shapes, and bytes held"):
-        _require_held_bytes(*_removed(remove_units, _drawn_pair(keep, draw), keep))
+        pair = _drawn_pair(keep, draw)
+        smaller, held = _removed(remove_units, pair, keep)
+        require_right_too(holds_rows_of(smaller, pair))
+        _require_held_bytes(smaller, held)
     with part("the strongest units stay, and compute what they did"):
         _require_function(remove_units, _drawn_pair(keep, draw), keep, draw)
     with part("strength counts what goes in and what comes out"):
@@ -60,7 +64,9 @@ def check_remove_units(remove_units: LearnerFunction, draw: torch.Generator) -> 
         _require_function(remove_units, _drawn_pair(keep, draw, uneven=True, bias=True), keep, draw)
     with part("the layers you were given stay as they are"):
         pair = _drawn_pair(keep, draw, bias=True)
-        before, after = tensors_of(pair), remove_units.beside(left, pair.plain, keep)
+        (layers, _), after = remove_units.beside(removed_and_left, pair.plain, keep)
+        before = tensors_of(pair)
+        require_right_too(holds_rows_of(Pair(*map(linear_of, layers)), pair))
         require(
             len(before) == len(after) and all(map(torch.equal, before, after)),
             "the layers that went in have changed",

@@ -22,6 +22,7 @@ from traitlets.config import Config
 
 from qlab.grading.inside.outputs import Descriptor, Outputs, Stream, flush_compiled
 
+MOST_OF_A_PROGRAM = 2**21  # bytes of what a line of shell prints
 INLINE = "module://matplotlib_inline.backend_inline"
 SETTINGS = Config(
     HistoryManager={"enabled": False},
@@ -83,15 +84,13 @@ class Shell(InteractiveShell):
 
     def system(self, cmd: str) -> None:
         """Run a line of shell, without a terminal; what it prints goes to the cell."""
-        done = subprocess.run(
-            self.var_expand(cmd, depth=1),
-            shell=True,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-        sys.stdout.write(done.stdout.decode("utf-8", "replace"))
+        line = self.var_expand(cmd, depth=1)
+        with tempfile.TemporaryFile() as said:
+            done = subprocess.run(
+                line, shell=True, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, check=False
+            )
+            said.seek(0)
+            sys.stdout.write(said.read(MOST_OF_A_PROGRAM).decode("utf-8", "replace"))
         self.user_ns["_exit_code"] = done.returncode
 
 
@@ -108,14 +107,14 @@ class CellRunner:
         forbid_prompts(self.shell)
 
     def enter(self) -> None:
-        """Take over this process's streams and its alarm; called once, in the process that runs the cells."""
+        """Take over this process's streams; called once, in the process that runs the cells."""
         self._descriptors = Descriptor(1, "stdout"), Descriptor(2, "stderr")
-        signal.signal(signal.SIGALRM, self._interrupt)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run(self, source: str, seconds: float, *, output_bytes: int) -> dict[str, Any]:
         """Run a cell and return its outputs, how it ended (`ok`, `error` or `timeout`) and its seconds."""
         started = time.monotonic()
+        self._discard()
         self.outputs.begin(output_bytes)
         kept = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = self._streams
@@ -130,6 +129,7 @@ class CellRunner:
 
     def _run_within(self, source: str, seconds: float) -> str:
         self._armed, self._rang = True, False
+        signal.signal(signal.SIGALRM, self._interrupt)
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
         failed = True
         try:
@@ -147,6 +147,14 @@ class CellRunner:
         if self._armed:
             self._rang = True
             raise KeyboardInterrupt
+
+    def _discard(self) -> None:
+        """Forget what was printed while no cell ran: by the learner's functions, while they were checked."""
+        with contextlib.suppress(Exception):  # a cell may have put anything there
+            sys.stdout.flush()
+        flush_compiled()
+        for descriptor in self._descriptors:
+            descriptor.discard()
 
     def _collect(self, output_bytes: int) -> None:
         if "matplotlib.pyplot" in sys.modules:
@@ -190,7 +198,8 @@ def _new_shell(outputs: Outputs) -> Shell:
     import matplotlib  # noqa: PLC0415 - its backend must be chosen before pyplot is imported
     from matplotlib_inline import backend_inline  # noqa: PLC0415 - as above
 
-    shell = Shell.instance(config=SETTINGS, ipython_dir=tempfile.mkdtemp(prefix="ipython-"))
+    with tempfile.TemporaryDirectory() as folder:  # for a profile that nothing reads
+        shell = Shell.instance(config=SETTINGS, ipython_dir=folder)
     shell.outputs = outputs
     matplotlib.use(INLINE)
     matplotlib.interactive(True)

@@ -1,6 +1,7 @@
 """What a sandboxed process does: it runs the learner's cells and serves what they define, over one socket."""
 
 import importlib
+import os
 import pkgutil
 import socket
 from typing import Any
@@ -31,6 +32,8 @@ def serve(sock: socket.socket) -> None:
         warm_up()
     runner = _warmed[-1]
     runner.enter()
+    sock.set_inheritable(False)
+    os.register_at_fork(after_in_child=sock.close)  # what the learner's code forks does not answer in its place
     names = runner.shell.user_ns
 
     def lookup(name: str) -> Any:

@@ -150,8 +150,12 @@ class Descriptor:
         size = os.fstat(self._file.fileno()).st_size
         if size:
             outputs.write(self._name, os.pread(self._file.fileno(), most_bytes + 1, 0).decode("utf-8", "replace"))
-            os.ftruncate(self._file.fileno(), 0)
-            os.lseek(self._file.fileno(), 0, os.SEEK_SET)
+            self.discard()
+
+    def discard(self) -> None:
+        """Forget what was written since the last time."""
+        os.ftruncate(self._file.fileno(), 0)
+        os.lseek(self._file.fileno(), 0, os.SEEK_SET)
 
 
 def flush_compiled() -> None:

@@ -23,6 +23,7 @@ from qlab.grading.inside import confine_calls as calls
 SERVE = "qlab.grading.inside.main.serve"
 READY, GO, FAILED = b"R", b"G", b"F"
 LOOK_EVERY_MS = 50
+MANY_THREADS = 8
 LONGEST_REQUEST = 65536
 NOT_STARTED = "the sandbox has started no process"
 Serve = Callable[[socket.socket], None]
@@ -123,7 +124,8 @@ class Zygote:
                 seconds = max(used.ru_utime + used.ru_stime, child.seen_cpu_seconds)
                 code = os.waitstatus_to_exitcode(status)
                 reason = child.reason
-                if code == -signal.SIGKILL and seconds >= child.confinement.cpu_seconds:
+                spent = 0.8 * child.confinement.cpu_seconds  # the limit is counted in ticks, the seconds are not
+                if code == -signal.SIGKILL and seconds >= spent:
                     reason = reason or "it used more processor time than a submission may"
                 self.tell({"ended": child.number, "code": code, "reason": reason, "cpu_seconds": seconds})
                 if self.level == "alone":
@@ -138,6 +140,8 @@ class Zygote:
             usage = zygote_watch.usage(os.getpid() if self.level == "alone" else pid)
             child.seen_cpu_seconds = max(child.seen_cpu_seconds, usage.cpu_seconds)  # of those nobody will wait for
             reason = zygote_watch.excess(usage, memory_bytes=most.memory_bytes, processes=most.processes)
+            if usage.threads > MANY_THREADS:  # others must not wait for it
+                zygote_watch.step_back(pid)
             if reason and not child.reason:
                 self.end(pid, reason)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 KIB = 1024
 MIB = 2**20
+LAST_IN_LINE = 19
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 ANONYMOUS = ("RssAnon:", "RssShmem:")
 PROPORTIONAL = ("Pss_Anon:", "Pss_Shmem:")
@@ -54,6 +55,16 @@ def exact_memory_bytes(pid: int) -> int:
         fields = _fields(f"/proc/{process}/smaps_rollup")
         total += sum(fields.get(name, 0) for name in PROPORTIONAL) * KIB
     return total
+
+
+def step_back(pid: int) -> None:
+    """Give a process and its descendants the processor when nobody else wants it."""
+    for process in family(pid):
+        try:
+            for task in os.listdir(f"/proc/{process}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(task), LAST_IN_LINE)
+        except OSError:
+            continue  # it has just ended
 
 
 def excess(now: Usage, *, memory_bytes: int, processes: int) -> str:

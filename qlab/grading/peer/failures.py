@@ -5,8 +5,8 @@ import re
 from typing import Any
 
 from qlab.checks.learner import Crashed, NotAnswered, describe, is_stub
+from qlab.grading.peer.budget import TooLarge
 from qlab.grading.peer.reading import Malformed
-from qlab.grading.peer.tensors import TooLarge
 
 LONGEST = 4_000
 SLUG = re.compile(r"[a-z0-9-]{1,60}")

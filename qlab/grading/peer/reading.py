@@ -7,11 +7,9 @@ import numpy as np
 import torch
 
 from qlab.grading.peer import classes, tensors
-from qlab.grading.peer.writing import COMPLEX, COUNT, DEEPEST, LONG, LONGEST_INTEGER, LONGEST_RANGE, REAL
+from qlab.grading.peer.budget import DEEPEST, STACKED_WEIGHT, Budget
+from qlab.grading.peer.writing import COMPLEX, COUNT, LONG, LONGEST_INTEGER, LONGEST_RANGE, REAL
 
-MOST_VALUES = 1_000_000
-WEIGHTS = {b"X": 50, b"A": 10, b"n": 10, b"h": 20, b"S": 5, b"Z": 5, b"C": 5}  # what takes more memory than a number
-MOST_KEYS, KEY_WEIGHT, STACKED_WEIGHT = 10_000, 10, 4
 DEVICES = ("cpu", "meta", "cuda", "cuda:0")
 
 
@@ -28,15 +26,17 @@ class Reader:
 
     def __init__(self, data: bytes, handle: Callable[["Reader", bytes], Any], *, trusted: bool) -> None:
         self.data, self.handle, self.trusted = data, handle, trusted
-        self.place = self.depth = self.values = self.shown = 0
+        self.place = self.depth = 0
+        self.budget = Budget(tensors.MOST_BYTES)
         self.generators: list[torch.Generator] = []
 
     def take(self) -> Any:
         """Return the next value."""
         tag = self.pieces(1)
-        self.depth, self.values = self.depth + 1, self.values + WEIGHTS.get(tag, 1)
-        if self.depth > 2 * DEEPEST or self.values > MOST_VALUES:
-            raise Malformed("a value is nested too deeply or holds too many others")
+        self.depth += 1
+        self.budget.take(tag)
+        if self.depth > 2 * DEEPEST:
+            raise Malformed("a value is nested too deeply")
         read = READERS.get(tag)
         value = self.handle(self, tag) if read is None else read(self)
         self.depth -= 1
@@ -84,23 +84,17 @@ class Reader:
 
     def mapping(self) -> dict[Any, Any]:
         """Return a dict."""
-        number = self.keys(self.count())
+        number = self.count()
+        self.budget.keys(number)
         try:
             return {self.take(): self.take() for _ in range(number)}
         except TypeError:  # an unhashable key
             raise Malformed("a list or dict came as a key") from None
 
-    def keys(self, number: int) -> int:
-        """Return a number of keys, few enough that their hashes may all collide."""
-        self.values += KEY_WEIGHT * number
-        if number > MOST_KEYS or self.values > MOST_VALUES:
-            raise Malformed("a dict or set holds too many values")
-        return number
-
     def hashed(self, kind: type) -> Any:
         """Return a set or a frozen set."""
         values = self.many()
-        self.keys(len(values))
+        self.budget.keys(len(values))
         try:
             return kind(values)
         except TypeError:
@@ -127,6 +121,19 @@ class Reader:
         array = np.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
         return array[()] if scalar else array
 
+    def objects(self, *, text: bool) -> np.ndarray:
+        """Return an array of objects or of text, made of values: the bytes of an array may be no text."""
+        shape, values = self.sizes(self.take()), self.expected(list)
+        array = np.empty(len(values), dtype=object)
+        for place, value in enumerate(values):  # a slice would take lists of one length for rows
+            array[place] = value
+        if text:
+            if not all(type(value) is str for value in values):
+                raise Malformed("no array of text")
+            self.budget.show(4 * len(values) * max(map(len, values), default=0))
+            array = array.astype(str)
+        return array.reshape(shape)
+
     def tensor(self) -> torch.Tensor:
         """Return a tensor over memory of its own."""
         dtype, layout = self.text(), self.expected(tuple)
@@ -135,9 +142,7 @@ class Reader:
         shape, strides = self.sizes(layout[0]), self.sizes(layout[1])
         raw = tensors.Raw(dtype, shape, strides, layout[2] is True, layout[3])
         tensor = tensors.rebuilt(raw)
-        self.shown += tensors.shown_bytes(tensor)
-        if self.shown > tensors.MOST_BYTES:
-            raise Malformed(f"the tensors of a message show more than {tensors.MOST_BYTES:,} bytes")
+        self.budget.show(tensors.shown_bytes(tensor))
         differentiable = tensor.is_floating_point() or tensor.is_complex()
         return tensor.requires_grad_() if raw.wants_gradient and differentiable and not self.trusted else tensor
 
@@ -190,7 +195,6 @@ def _range(reader: Reader) -> range:
     start, stop, step = reader.three()
     if None in (start, stop, step) or not step or not -LONGEST_RANGE <= stop - start <= LONGEST_RANGE:
         raise Malformed("no range, or an endless one")
-    reader.values += LONGEST_RANGE // 10
     return range(start, stop, step)
 
 
@@ -201,9 +205,7 @@ def _stack(reader: Reader) -> list[torch.Tensor]:
     stack = reader.tensor()
     if not stack.ndim or stack.requires_grad:
         raise Malformed("no stack of tensors")
-    reader.values += STACKED_WEIGHT * len(stack)
-    if reader.values > MOST_VALUES:
-        raise Malformed("a message holds too many values")
+    reader.budget.add(STACKED_WEIGHT * len(stack))
     return list(stack.unbind())
 
 
@@ -234,5 +236,7 @@ READERS: dict[bytes, Callable[[Reader], Any]] = {
     b"C": Reader.record,
     b"A": lambda r: r.array(scalar=False),
     b"n": lambda r: r.array(scalar=True),
+    b"U": lambda r: r.objects(text=True),
+    b"P": lambda r: r.objects(text=False),
     b"X": Reader.tensor,
 }

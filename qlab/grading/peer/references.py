@@ -32,6 +32,7 @@ class References:
             return
         if self.trusted and (not called or isinstance(value, torch.nn.Module)):
             raise TypeError(f"a {type(value).__name__} of the check cannot be handed to another process")
+        writer.budget.take(b"h")
         number = self.table.number_of(value)
         writer.bytes += b"h"
         writer.count(self.table.export(value) if number is None else number)

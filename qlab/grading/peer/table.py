@@ -30,9 +30,11 @@ class Table:
     def release(self, numbers: list[int]) -> None:
         """Let go of what the other side needs no more.
 
-        Errors:  TypeError for what is no short list of numbers: it comes from a stranger.
+        Errors:  TypeError for what is no list of numbers, or of more than there are: it comes from a stranger.
         """
-        if type(numbers) is not list or not all(type(number) is int for number in numbers):
+        if type(numbers) is not list or len(numbers) > len(self.exports):
+            raise TypeError("no list of what was exported")
+        if not all(type(number) is int for number in numbers):
             raise TypeError("no list of numbers")
         for number in numbers:
             thing = self.exports.pop(number, None)

@@ -15,10 +15,6 @@ WORTH_STACKING = 64
 MOST_BYTES = 2**25  # that all tensors of a message may show: what is read from them may take ten times as much
 
 
-class TooLarge(ValueError):
-    """A value takes more room than a message gives it, or is nested too deeply."""
-
-
 @dataclass(frozen=True)
 class Raw:
     """A tensor's layout and the bytes from its first value to its last.

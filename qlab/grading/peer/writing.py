@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from qlab.grading.peer import classes, tensors
-from qlab.grading.peer.tensors import TooLarge
+from qlab.grading.peer.budget import DEEPEST, STACKED_WEIGHT, Budget, TooLarge
 
-DEEPEST = 50
 LONGEST_INTEGER = 1_024  # bytes
 LONGEST_RANGE = 100_000
 LONG, REAL, COMPLEX, COUNT = struct.Struct("!q"), struct.Struct("!d"), struct.Struct("!dd"), struct.Struct("!I")
@@ -27,7 +26,7 @@ class Writer:
         self.bytes, self.handle, self.most_bytes = bytearray(), handle, most_bytes
         self.trusted, self.records = trusted, classes.is_record if trusted else classes.is_reply
         self.generators: list[torch.Generator] = []
-        self.depth = self.shown = 0
+        self.depth, self.budget = 0, Budget(tensors.MOST_BYTES)
 
     def put(self, value: Any) -> None:
         """Append one value.
@@ -35,6 +34,7 @@ class Writer:
         Errors:  TooLarge.
         """
         self.depth += 1
+        self.budget.add(1)
         if self.depth > DEEPEST or len(self.bytes) > self.most_bytes:
             raise TooLarge("a value is nested too deeply or too large to be handed over")
         write = WRITERS.get(type(value))
@@ -84,6 +84,7 @@ class Writer:
         """Append a row of values; many tensors of one kind go as one."""
         if tag == b"l" and len(values) >= tensors.WORTH_STACKING and tensors.stackable(values):
             self.bytes += b"K"
+            self.budget.add(STACKED_WEIGHT * len(values))
             self.tensor(torch.stack([value.detach() for value in values]))
             return
         self.bytes += tag + COUNT.pack(len(values))
@@ -92,6 +93,7 @@ class Writer:
 
     def mapping(self, values: dict[Any, Any]) -> None:
         """Append a dict."""
+        self.budget.keys(len(values))
         self.bytes += b"d" + COUNT.pack(len(values))
         for key, value in values.items():
             self.put(key)
@@ -101,10 +103,18 @@ class Writer:
         """Append a range that is not too long to be read."""
         if not -LONGEST_RANGE <= value.stop - value.start <= LONGEST_RANGE:
             raise TooLarge(f"{value!r} is too long to be handed over"[:200])
+        self.budget.take(b"r")
         self.many(b"r", (value.start, value.stop, value.step))
+
+    def hashed(self, tag: bytes, values: Any) -> None:
+        """Append a set."""
+        self.budget.take(tag)
+        self.budget.keys(len(values))
+        self.many(tag, values)
 
     def record(self, value: Any) -> None:
         """Append one of qlab's records, by its class's name."""
+        self.budget.take(b"C")
         self.text(b"C", classes.name_of(type(value)))
         self.put(classes.fields_of(value))
 
@@ -114,19 +124,26 @@ class Writer:
             self.put(value.item())
             return
         array = np.asarray(value)
+        if array.dtype.kind in "UO":
+            self.bytes += b"U" if array.dtype.kind == "U" else b"P"
+            self.budget.show(array.nbytes)
+            self.put(array.shape)
+            self.put(array.ravel().tolist())
+            return
         name = classes.dtype_name(array.dtype)
         if not name:
             self.handle(self, value)
             return
-        self.text(b"n" if isinstance(value, np.generic) else b"A", name)
+        tag = b"n" if isinstance(value, np.generic) else b"A"
+        self.budget.take(tag)
+        self.text(tag, name)
         self.put(array.shape)
         self.raw(b"b", array.tobytes())
 
     def tensor(self, value: Tensor) -> None:
         """Append a tensor."""
-        self.shown += tensors.shown_bytes(value)
-        if self.shown > tensors.MOST_BYTES:
-            raise TooLarge(f"its tensors show {self.shown:,} bytes, at most {tensors.MOST_BYTES:,} are read")
+        self.budget.take(b"X")
+        self.budget.show(tensors.shown_bytes(value))
         try:
             raw = tensors.raw(value)
         except (RuntimeError, TypeError, NotImplementedError):  # one without memory: meta, or a wrapper's own
@@ -157,8 +174,8 @@ WRITERS: dict[type, Callable[[Writer, Any], None]] = {
     bytearray: lambda w, value: w.raw(b"y", bytes(value)),
     list: lambda w, value: w.many(b"l", value),
     tuple: lambda w, value: w.many(b"t", value),
-    set: lambda w, value: w.many(b"S", value),
-    frozenset: lambda w, value: w.many(b"Z", value),
+    set: lambda w, value: w.hashed(b"S", value),
+    frozenset: lambda w, value: w.hashed(b"Z", value),
     dict: Writer.mapping,
     torch.Size: lambda w, value: w.many(b"z", value),
     slice: lambda w, value: w.many(b":", (value.start, value.stop, value.step)),

@@ -125,7 +125,11 @@ def _two(path: Path, honest: dict[str, Any], outside: Path) -> None:
 
 
 def _evil_kernel(notebook: dict[str, Any]) -> None:
-    notebook["metadata"]["kernelspec"] = {"name": "../../evil", "display_name": "x", "argv": ["sh", "-c", "touch /tmp/x"]}
+    notebook["metadata"]["kernelspec"] = {
+        "name": "../../evil",
+        "display_name": "x",
+        "argv": ["sh", "-c", "touch /tmp/x"],
+    }
     notebook["metadata"]["language_info"] = {"name": "bash"}
     notebook["metadata"]["celltoolbar"] = notebook["metadata"]["nbgrader"] = {"max_points": 10**6}
 
@@ -144,7 +148,14 @@ def _own_graded(notebook: dict[str, Any]) -> None:
     for cell in _of_kind(notebook, "answer-"):
         cell["source"] = "pass"
     for name in ("check-extra", "check-decode-2", "../../etc/passwd", "check-decode\n"):
-        marks = {"grade": True, "grade_id": name, "points": 10**6, "locked": True, "schema_version": 3, "solution": False}
+        marks = {
+            "grade": True,
+            "grade_id": name,
+            "points": 10**6,
+            "locked": True,
+            "schema_version": 3,
+            "solution": False,
+        }
         extra = {"cell_type": "code", "id": "x", "source": "1000000", "outputs": [], "execution_count": 1}
         notebook["cells"].append(extra | {"metadata": {"nbgrader": marks}})
 
@@ -181,7 +192,12 @@ def _old(notebook: dict[str, Any]) -> dict[str, Any]:
         text = "input" if cell["cell_type"] == "code" else "source"
         old = {"cell_type": cell["cell_type"], text: cell["source"], "metadata": cell["metadata"]}
         cells.append(old | ({"outputs": [], "language": "python", "collapsed": False} if text == "input" else {}))
-    return {"nbformat": 3, "nbformat_minor": 0, "metadata": {"name": "x"}, "worksheets": [{"cells": cells, "metadata": {}}]}
+    return {
+        "nbformat": 3,
+        "nbformat_minor": 0,
+        "metadata": {"name": "x"},
+        "worksheets": [{"cells": cells, "metadata": {}}],
+    }
 
 
 def _surrogates(notebook: dict[str, Any]) -> None:
@@ -191,11 +207,21 @@ def _surrogates(notebook: dict[str, Any]) -> None:
 
 def _odd_values(notebook: dict[str, Any]) -> None:
     """Give every field another type than it has, where that leaves a notebook."""
-    for cell, odd in zip(notebook["cells"], [None, 1, "x", [1], {"nbgrader": []}, {"nbgrader": {"grade_id": {}}}] * 9, strict=False):
+    for cell, odd in zip(
+        notebook["cells"], [None, 1, "x", [1], {"nbgrader": []}, {"nbgrader": {"grade_id": {}}}] * 9, strict=False
+    ):
         if not str(cell["id"]).startswith(("answer", "check", "setup")):
             cell["metadata"] = odd
             cell["id"] = odd
-    notebook["cells"] += [None, 1, [], {}, {"cell_type": []}, {"cell_type": "code", "source": 1}, {"cell_type": "heading"}]
+    notebook["cells"] += [
+        None,
+        1,
+        [],
+        {},
+        {"cell_type": []},
+        {"cell_type": "code", "source": 1},
+        {"cell_type": "heading"},
+    ]
     notebook["metadata"] = []
 
 
@@ -203,12 +229,18 @@ HEAVY = b'{"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": ['
 IN_PLACE = (
     Handed("link to a solution", "hands in a link to the solution", _linked, refused="link"),
     Handed("link to a folder", "hands in a link to the folder of solutions", _folder_linked, refused="link"),
-    Handed("link to a course", "is a link itself, where the student's folder should be", _student_linked, refused="link"),
+    Handed(
+        "link to a course", "is a link itself, where the student's folder should be", _student_linked, refused="link"
+    ),
     Handed("hard link", "hands in a second name of the solution", _hard_linked, refused="hard link"),
     Handed("FIFO", "hands in a pipe that nobody writes to", lambda path, *_: os.mkfifo(path), refused="pipe"),
     Handed("socket", "hands in a socket", _socket, refused="pipe or a device"),
-    Handed("device", "hands in a link to a device that never ends", lambda path, *_: path.symlink_to("/dev/zero"),
-           refused="link"),
+    Handed(
+        "device",
+        "hands in a link to a device that never ends",
+        lambda path, *_: path.symlink_to("/dev/zero"),
+        refused="link",
+    ),
     Handed("folder", "hands in a folder", lambda path, *_: path.mkdir(), refused="folder"),
     Handed("terabyte", "hands in a sparse file of a terabyte", _sparse, refused="bytes"),
     Handed("nothing", "hands in an empty file", writes(b""), refused="empty"),
@@ -221,22 +253,47 @@ IN_PLACE = (
     Handed("null", "hands in null", writes(b"null"), refused="NoneType|null"),
     Handed("cut short", "hands in half a notebook", writes(HEAVY), refused="not JSON"),
     Handed("deep", "nests lists 100 000 deep", writes(b"[" * 100_000), refused="deep"),
-    Handed("deep in metadata", "nests metadata 100 000 deep",
-           writes(b'{"nbformat": 4, "cells": [], "metadata": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001), refused="deep"),
-    Handed("many lists", "holds millions of empty lists", writes(HEAVY + b"[]," * 4_000_000 + b"[]]}"), refused="brackets"),
-    Handed("many cells", "has a hundred thousand cells",
-           writes(HEAVY + b'{"cell_type":"raw"},' * 100_000 + b"{}]}"), refused="cells"),
-    Handed("huge text", "has a cell of 15 MB",
-           writes(HEAVY + b'{"cell_type":"code","source":"' + b"x" * 15_000_000 + b'"}]}'), refused="characters"),
-    Handed("huge number", "holds a number of a million digits",
-           writes(b'{"nbformat": ' + b"9" * 1_000_000 + b', "cells": []}'), refused="not JSON|format"),
-    Handed("unclosed text", "holds a text of escapes without an end", writes(b'{"a": "' + b"\\" * 5_000_001), refused="not"),
+    Handed(
+        "deep in metadata",
+        "nests metadata 100 000 deep",
+        writes(b'{"nbformat": 4, "cells": [], "metadata": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001),
+        refused="deep",
+    ),
+    Handed(
+        "many lists", "holds millions of empty lists", writes(HEAVY + b"[]," * 4_000_000 + b"[]]}"), refused="brackets"
+    ),
+    Handed(
+        "many cells",
+        "has a hundred thousand cells",
+        writes(HEAVY + b'{"cell_type":"raw"},' * 100_000 + b"{}]}"),
+        refused="cells",
+    ),
+    Handed(
+        "huge text",
+        "has a cell of 15 MB",
+        writes(HEAVY + b'{"cell_type":"code","source":"' + b"x" * 15_000_000 + b'"}]}'),
+        refused="characters",
+    ),
+    Handed(
+        "huge number",
+        "holds a number of a million digits",
+        writes(b'{"nbformat": ' + b"9" * 1_000_000 + b', "cells": []}'),
+        refused="not JSON|format",
+    ),
+    Handed(
+        "unclosed text", "holds a text of escapes without an end", writes(b'{"a": "' + b"\\" * 5_000_001), refused="not"
+    ),
     Handed("from the future", "says it is of format 99", writes(b'{"nbformat": 99, "cells": []}'), refused="99"),
-    Handed("odd format", "says its format is infinite", writes(b'{"nbformat": Infinity, "cells": []}'), refused="format"),
+    Handed(
+        "odd format", "says its format is infinite", writes(b'{"nbformat": Infinity, "cells": []}'), refused="format"
+    ),
     Handed("no cells", "has no cells", writes(b'{"nbformat": 4, "cells": []}'), points=NONE, repairs="missing"),
-    Handed("odd old format", "is of format 3, with nonsense in it",
-           writes(b'{"nbformat": 3, "worksheets": [{"cells": [{"cell_type": "code", "outputs": [7]}]}]}'),
-           refused="format 3|cells"),
+    Handed(
+        "odd old format",
+        "is of format 3, with nonsense in it",
+        writes(b'{"nbformat": 3, "worksheets": [{"cells": [{"cell_type": "code", "outputs": [7]}]}]}'),
+        refused="format 3|cells",
+    ),
 )
 IN_METADATA = (
     Handed("format 3", "is of an old format, and honest", changes(_old), repairs="converted"),
@@ -244,41 +301,131 @@ IN_METADATA = (
     Handed("shadowing modules", "lays modules beside its notebook that the grader may import", _shadowed),
     Handed("pickles beside it", "lays pickles beside its notebook that run when they are read", _pickled),
     Handed("two notebooks", "hands in a second notebook", _two),
-    Handed("forged outputs", "answers nothing, and brings outputs with full marks", changes(_forged_outputs), points=NONE),
-    Handed("graded cells of its own", "adds graded cells worth a million", changes(_own_graded), points=NONE,
-           repairs="graded|marked"),
-    Handed("checks copied", "copies every check in front and behind", changes(_copied_checks), repairs="cop|twice|more than"),
-    Handed("checks replaced", "replaces the source of every check", _each("check-", lambda c: c.update(source="9")),
-           repairs="restored|changed|put back"),
-    Handed("checks claimed", "puts cells of its own in the place of checks", changes(_claimed), points=NONE,
-           repairs="restored|changed|put back"),
-    Handed("checks deleted", "deletes every check", changes(lambda n: n.update(
-        cells=[c for c in n["cells"] if not c["id"].startswith("check-")])), repairs="missing|put back"),
-    Handed("answers deleted", "deletes every answer", changes(lambda n: n.update(
-        cells=[c for c in n["cells"] if not c["id"].startswith("answer-")])), points=NONE, repairs="missing|put back"),
-    Handed("setup replaced", "replaces the locked setup", changes(lambda n: _cell(n, "setup").update(
-        source="class checks: pass")), repairs="restored|changed|put back"),
-    Handed("points raised", "raises the points in the metadata", _each("check-", lambda c: _marks(c).update(points=100)),
-           repairs="points|restored|marks"),
-    Handed("negative points", "makes points negative, infinite and text",
-           _each("check-", lambda c: _marks(c).update(points=-1e308)), repairs="points|restored|marks"),
-    Handed("flags changed", "says that answers are graded and checks are not",
-           changes(lambda n: [_marks(c).update(grade=not _marks(c).get("grade"), solution=True, locked=False)
-                              for c in n["cells"] if "nbgrader" in c["metadata"]] and None), repairs="."),
-    Handed("renamed", "renames every marked cell", changes(lambda n: [_marks(c).update(grade_id=f"my-{i}")
-           for i, c in enumerate(n["cells"]) if "nbgrader" in c["metadata"]] and None), repairs="renamed|put back|name"),
-    Handed("retyped", "turns answers and checks into text", changes(lambda n: [c.update(cell_type="markdown")
-           for c in n["cells"] if c["cell_type"] == "code"] and None), repairs="markdown|code|type"),
+    Handed(
+        "forged outputs", "answers nothing, and brings outputs with full marks", changes(_forged_outputs), points=NONE
+    ),
+    Handed(
+        "graded cells of its own",
+        "adds graded cells worth a million",
+        changes(_own_graded),
+        points=NONE,
+        repairs="graded|marked",
+    ),
+    Handed(
+        "checks copied",
+        "copies every check in front and behind",
+        changes(_copied_checks),
+        repairs="cop|twice|more than",
+    ),
+    Handed(
+        "checks replaced",
+        "replaces the source of every check",
+        _each("check-", lambda c: c.update(source="9")),
+        repairs="restored|changed|put back",
+    ),
+    Handed(
+        "checks claimed",
+        "puts cells of its own in the place of checks",
+        changes(_claimed),
+        points=NONE,
+        repairs="restored|changed|put back",
+    ),
+    Handed(
+        "checks deleted",
+        "deletes every check",
+        changes(lambda n: n.update(cells=[c for c in n["cells"] if not c["id"].startswith("check-")])),
+        repairs="missing|put back",
+    ),
+    Handed(
+        "answers deleted",
+        "deletes every answer",
+        changes(lambda n: n.update(cells=[c for c in n["cells"] if not c["id"].startswith("answer-")])),
+        points=NONE,
+        repairs="missing|put back",
+    ),
+    Handed(
+        "setup replaced",
+        "replaces the locked setup",
+        changes(lambda n: _cell(n, "setup").update(source="class checks: pass")),
+        repairs="restored|changed|put back",
+    ),
+    Handed(
+        "points raised",
+        "raises the points in the metadata",
+        _each("check-", lambda c: _marks(c).update(points=100)),
+        repairs="points|restored|marks",
+    ),
+    Handed(
+        "negative points",
+        "makes points negative, infinite and text",
+        _each("check-", lambda c: _marks(c).update(points=-1e308)),
+        repairs="points|restored|marks",
+    ),
+    Handed(
+        "flags changed",
+        "says that answers are graded and checks are not",
+        changes(
+            lambda n: (
+                [
+                    _marks(c).update(grade=not _marks(c).get("grade"), solution=True, locked=False)
+                    for c in n["cells"]
+                    if "nbgrader" in c["metadata"]
+                ]
+                and None
+            )
+        ),
+        repairs=".",
+    ),
+    Handed(
+        "renamed",
+        "renames every marked cell",
+        changes(
+            lambda n: (
+                [_marks(c).update(grade_id=f"my-{i}") for i, c in enumerate(n["cells"]) if "nbgrader" in c["metadata"]]
+                and None
+            )
+        ),
+        repairs="renamed|put back|name",
+    ),
+    Handed(
+        "retyped",
+        "turns answers and checks into text",
+        changes(lambda n: [c.update(cell_type="markdown") for c in n["cells"] if c["cell_type"] == "code"] and None),
+        repairs="markdown|code|type",
+    ),
     Handed("names swapped", "swaps the names of two answers", changes(_swapped), points=16, repairs="."),
-    Handed("reversed", "turns the order of all cells around", changes(lambda n: n["cells"].reverse()), repairs="order|place"),
-    Handed("marks removed", "removes all metadata", changes(lambda n: [c.update(metadata={}) for c in n["cells"]] and None),
-           repairs="."),
+    Handed(
+        "reversed",
+        "turns the order of all cells around",
+        changes(lambda n: n["cells"].reverse()),
+        repairs="order|place",
+    ),
+    Handed(
+        "marks removed",
+        "removes all metadata",
+        changes(lambda n: [c.update(metadata={}) for c in n["cells"]] and None),
+        repairs=".",
+    ),
     Handed("doubled keys", "writes a key twice", _twice),
     Handed("odd values", "puts other types wherever it can", changes(_odd_values), repairs="could not be read"),
     Handed("lone surrogates", "holds text that is no UTF-8", changes(_surrogates)),
-    Handed("attachments", "brings attachments and huge metadata", changes(lambda n: [
-        c.update(attachments={"x.png": {"image/png": "A" * 1_000_000}}, own="y" * 100_000) for c in n["cells"][:3]] and None)),
-    Handed("byte order mark", "begins with a byte order mark", lambda path, honest, outside: path.write_bytes(
-        b"\xef\xbb\xbf" + json.dumps(honest).encode()) and None),
+    Handed(
+        "attachments",
+        "brings attachments and huge metadata",
+        changes(
+            lambda n: (
+                [
+                    c.update(attachments={"x.png": {"image/png": "A" * 1_000_000}}, own="y" * 100_000)
+                    for c in n["cells"][:3]
+                ]
+                and None
+            )
+        ),
+    ),
+    Handed(
+        "byte order mark",
+        "begins with a byte order mark",
+        lambda path, honest, outside: path.write_bytes(b"\xef\xbb\xbf" + json.dumps(honest).encode()) and None,
+    ),
 )
 SUBMISSIONS = (*IN_PLACE, *IN_METADATA)

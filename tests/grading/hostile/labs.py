@@ -16,7 +16,12 @@ SETUPS = {
     "adapters": ("qlora", "import math\n\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn"),
     "replays": ("checkpointing", "import math\n\nimport torch\nimport torch.nn.functional as F"),
 }
-TOPICS = {"types": "01_data_types", "scalers": "06_mixed_precision", "adapters": "10_qlora", "replays": "07_checkpointing"}
+TOPICS = {
+    "types": "01_data_types",
+    "scalers": "06_mixed_precision",
+    "adapters": "10_qlora",
+    "replays": "07_checkpointing",
+}
 EXERCISES = {
     "types": ("decode", "fp32-bits-to-bf16-bits", "kahan-sum", "pack-int4", "store-in-16-bits"),
     "scalers": ("loss-scaler", "training-step"),
@@ -72,7 +77,7 @@ def right_answers(lab: str) -> Mapping[str, str]:
 def submission(
     lab: str, *, answers: Mapping[str, str], answered: bool = True, opening: str = "", closing: str = ""
 ) -> NotebookNode:
-    """Fill a lab with right answers or leave it as it came, put `answers` over that, and add the learner's own cells."""
+    """Fill a lab with right answers, or leave it as it came, with `answers` over that and own cells."""
     notebook = release(lab)
     sources = {**(right_answers(lab) if answered else {}), **answers}
     for cell in notebook.cells:

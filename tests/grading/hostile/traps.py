@@ -16,8 +16,16 @@ from tests.grading import REPOSITORY
 from tests.grading.hostile import labs
 
 SOLUTION_MARK = "### BEGIN SOLU" + "TION"  # in every solution of the course, and in no submission
-FILLS = ("/qlab-hostile-file", "/tmp/qlab-hostile-file", "/tmp/qlab-hostile-fill", "/tmp/qlab-hostile-pickle",
-         "/var/tmp/qlab-hostile-file", "/dev/shm/qlab-hostile-file", "/dev/shm/qlab-hostile", "/root/qlab-hostile-file")
+FILLS = (
+    "/qlab-hostile-file",
+    "/tmp/qlab-hostile-file",
+    "/tmp/qlab-hostile-fill",
+    "/tmp/qlab-hostile-pickle",
+    "/var/tmp/qlab-hostile-file",
+    "/dev/shm/qlab-hostile-file",
+    "/dev/shm/qlab-hostile",
+    "/root/qlab-hostile-file",
+)
 
 
 @dataclass
