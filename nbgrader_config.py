@@ -21,3 +21,9 @@ c.Autograde.autograde_preprocessors = [
     "nbgrader.preprocessors.AssignLatePenalties",
     "nbgrader.preprocessors.CheckCellMetadata",
 ]
+# formgrader and feedback show what learners wrote, in the pages that set grades: without its scripts
+c.HTMLExporter.sanitize_html = True
+c.HTMLExporter.filters = {
+    "clean_html": "qlab.grading.harmless.harmless_html",
+    "markdown2html": "qlab.grading.harmless.harmless_markdown",  # nbgrader's own pages do not ask for clean HTML
+}

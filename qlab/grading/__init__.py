@@ -1,1 +1,1 @@
-"""Grading that can be trusted: the learner's code runs in a sandbox, the judge outside it never executes a line of it."""
+"""Grading that can be trusted: submissions run in a sandbox, and the judge outside never executes a line of theirs."""

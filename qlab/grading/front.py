@@ -129,9 +129,12 @@ class FrontKernel(Kernel):
 
 def main(arguments: Sequence[str]) -> None:
     """Start the front on a connection file beside which lies its order; without isolation it does not start."""
+    import torch  # noqa: PLC0415 - nbgrader's own process imports this file, and judges nothing
+
     from qlab.grading.sandbox import NoIsolation, Sandbox  # noqa: PLC0415 - a test of the kernel needs no sandbox
     from qlab.grading.session import Session  # noqa: PLC0415 - as above
 
+    torch.set_num_threads(1)  # a check is small: threads that wait for each other cost more than they save
     hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_OWN_BYTES, hard))
     faulthandler.dump_traceback_later(Limits().submission_seconds + GRACE_SECONDS, exit=True)

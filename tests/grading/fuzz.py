@@ -6,6 +6,7 @@ Run it from the repository: `python -m tests.grading.fuzz --count 10000`, or `ma
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import re
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from tests.grading.hostile import labs, mutations
 from tests.grading.hostile.mutations import Mutant
 
 ROOT = Path(__file__).parents[2]
-LABS = ("types", "types", "types", "adapters", "replays", "scalers")
+LABS = (*("types",) * 6, *("adapters", "replays") * 2, "scalers")
 LIMITS = Limits(
     cell_seconds=2.0,
     check_seconds=4.0,
@@ -50,8 +51,8 @@ _points = []
 for _seed in {seeds}:
     try:
         _points.append(checks.{function}({names}, seed=_seed).points)
-    except BaseException:
-        _points.append(0)
+    except KeyboardInterrupt:  # it ends a check in one process, and only a part of it across the border
+        pass
 print("POINTS", _json.dumps(_points))
 """
 
@@ -128,7 +129,7 @@ class Fuzzer:
     ) -> Iterator[str]:
         """Compare with the points that the same code gets in one process, in the sandbox; a lie, with its twin's."""
         self.counts["compared"] += 1
-        for seeds in ([1, 2], list(range(3, 15))):  # the second time for answers whose points change with the inputs
+        for seeds in ([1], list(range(2, 15))):  # the second time for answers whose points change with the inputs
             worth = self._worth(exercise, made, release, seeds)
             if worth is None or min(worth) <= points <= max(worth):
                 return
@@ -153,7 +154,8 @@ class Fuzzer:
         if run.status == "error":
             return [0]  # a name that is not defined
         told = re.search(r"POINTS (\[.*\])", printed)
-        return json.loads(told[1]) if told else None
+        points = json.loads(told[1]) if told else []
+        return points if len(points) == len(seeds) else None
 
 
 def cut(notebook: NotebookNode, exercises: list[str]) -> NotebookNode:
@@ -164,30 +166,34 @@ def cut(notebook: NotebookNode, exercises: list[str]) -> NotebookNode:
     return notebook
 
 
-def fuzz(numbers: range, *, seed: int) -> tuple[list[Finding], Counter[str]]:
-    """Judge the cases of these numbers and return what was found, with counts of what was done."""
+def fuzz(numbers: range, *, seed: int, seconds: float = math.inf) -> tuple[list[Finding], Counter[str]]:
+    """Judge the cases of these numbers, or as many as the seconds allow; return what was found, and counts.
+
+    What is found is written to stderr at once: a run that is stopped has told it.
+    """
+    end = time.monotonic() + seconds
     findings: list[Finding] = []
     with Sandbox(limits=LIMITS, pool=1) as sandbox:
         fuzzer = Fuzzer(sandbox, seed=seed)
         for done, number in enumerate(numbers, start=1):
-            findings += fuzzer.case(number)
+            found = list(fuzzer.case(number))
+            for finding in found:
+                print(finding, file=sys.stderr, flush=True)
+            findings += found
+            fuzzer.counts["cases"] += 1
+            if time.monotonic() > end:
+                break
             if done % NEIGHBORS == 0 or done == len(numbers):
                 findings += fuzzer.neighbor()
     return findings, fuzzer.counts
 
 
-def in_processes(count: int, *, seed: int, workers: int, first: int = 0) -> tuple[list[Finding], Counter[str]]:
+def in_processes(
+    count: int, *, seed: int, workers: int, more: Sequence[str] = ()
+) -> tuple[list[Finding], Counter[str]]:
     """Share the cases among processes of their own."""
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "tests.grading.fuzz",
-        f"--seed={seed}",
-        f"--count={count}",
-        f"--first={first}",
-    ]
+    module = [sys.executable, "-W", "ignore", "-m", "tests.grading.fuzz"]
+    command = [*module, f"--seed={seed}", f"--count={count}", *more]
     shares = [
         subprocess.Popen([*command, f"--share={share}/{workers}"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for share in range(workers)
@@ -212,19 +218,19 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="the number of the first case: to see one again")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop after so long")
     parser.add_argument("--share", help=argparse.SUPPRESS)
     parsed = parser.parse_args()
     if parsed.share:
         share, of = map(int, parsed.share.split("/"))
         numbers = range(parsed.first + share, parsed.first + parsed.count, of)
-        findings, counts = fuzz(numbers, seed=parsed.seed)
+        findings, counts = fuzz(numbers, seed=parsed.seed, seconds=parsed.seconds)
         print(json.dumps({"findings": [asdict(f) for f in findings], "counts": counts}))
         return 0
     started = time.monotonic()
-    findings, counts = in_processes(parsed.count, seed=parsed.seed, workers=parsed.workers, first=parsed.first)
-    for finding in findings:
-        print(finding)
-    print(f"{parsed.count} cases in {time.monotonic() - started:.0f} s: {dict(sorted(counts.items()))}")
+    more = (f"--first={parsed.first}", f"--seconds={parsed.seconds}")
+    findings, counts = in_processes(parsed.count, seed=parsed.seed, workers=parsed.workers, more=more)
+    print(f"{counts['cases']} cases in {time.monotonic() - started:.0f} s: {dict(sorted(counts.items()))}")
     print(f"{len(findings)} findings")
     return 1 if findings else 0
 

@@ -1,10 +1,12 @@
 """Hostile submissions against the real judge and sandbox: no grade raised, nothing leaked, nobody else harmed."""
 
+import resource
 import threading
 from collections import Counter
 
 import pytest
 
+from qlab.grading.limits import MIB
 from qlab.grading.sandbox import Sandbox
 from tests.grading.hostile import Hostile, drivers, forging, framing, lying, reaching, reading, running, stuck
 from tests.grading.hostile.traps import Traps
@@ -12,6 +14,7 @@ from tests.grading.hostile.traps import Traps
 MODULES = (stuck, drivers, forging, lying, reading, reaching, framing)
 SUBMISSIONS = tuple(hostile for module in MODULES for hostile in module.SUBMISSIONS)
 POOL = 1
+MOST_GROWTH = 1200 * MIB  # of the judge: some times a message of 64 MiB, as Python's own objects
 
 
 pytestmark = [
@@ -34,6 +37,12 @@ def sandbox(traps):
 
 
 @pytest.fixture(scope="module")
+def peak(sandbox) -> int:
+    """Return the most memory that the judge's own process took until it met the first hostile submission."""
+    return _peak_bytes()
+
+
+@pytest.fixture(scope="module")
 def resting(sandbox) -> int:
     """Return how many processes there are while nothing is graded."""
     return len(running.processes()) + POOL
@@ -46,7 +55,7 @@ def test_there_are_enough_of_them_and_each_says_what_it_tries():
 
 
 @pytest.mark.parametrize("hostile", SUBMISSIONS, ids=lambda hostile: hostile.name.replace(" ", "-"))
-def test_hostile(hostile: Hostile, sandbox: Sandbox, traps: Traps, resting: int):
+def test_hostile(hostile: Hostile, sandbox: Sandbox, traps: Traps, resting: int, peak: int):
     neighbor = _neighbor(sandbox) if hostile.harms else None
     result = running.graded(running.notebook_of(hostile, traps), hostile.lab, sandbox)
     if neighbor is not None:
@@ -55,12 +64,17 @@ def test_hostile(hostile: Hostile, sandbox: Sandbox, traps: Traps, resting: int)
     traps.require_no_leak(result.notebook)
     traps.require_untouched()
     running.require_none_outlives(resting)
+    assert _peak_bytes() <= peak + MOST_GROWTH, "the judge's own process took much memory"
 
 
 @pytest.mark.parametrize("lab", ["types", "scalers", "adapters", "replays"])
 def test_whoever_comes_after_them_is_graded_as_before(lab: str, sandbox: Sandbox):
     running.require_honest(sandbox, lab)
     running.require_unearned(sandbox, lab)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _neighbor(sandbox: Sandbox):

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qlab import checkpointing
@@ -21,12 +20,12 @@ from qlab.checks.checkpointing.passes import (
     run_twice,
     run_twice_uncopied,
 )
+from qlab.checks.checkpointing.replayed import looked_up, noisy, smooth
 from qlab.checks.checkpointing.topic import TOPIC
 from qlab.checks.learner import Crashed, LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.report import Refused, check, part, require
 
-DEPTH = 6  # steps inside `f`: each keeps three tensors as large as x
 ROOM = 16 * 1024  # bytes beyond the arguments: a state of the generator takes 5 056, one activation 32 KiB at least
 CLOSE = 1e-4  # of the largest gradient: the same operations on the same values; sums in another order give 1e-6
 
@@ -34,25 +33,6 @@ DROPS = "Nothing leads from the result back to this argument: return its gradien
 DETACH = "Differentiate detached copies: through the arguments themselves the way leads on, into what made them."
 SAME_DRAWS = "Note the generator's state just before the first run, and set it just before the second: same draws."
 STATE = "Save `torch.get_rng_state()` before `f` runs, set it before `f` runs again: the same masks must fall."
-
-
-def smooth(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Mix the channels over and over; nothing is drawn."""
-    for _ in range(DEPTH):
-        x = x + torch.tanh(x @ weight + bias)
-    return x
-
-
-def noisy(x: Tensor, weight: Tensor) -> Tensor:
-    """Mix the channels and drop half of the values, drawn from torch's global generator."""
-    for _ in range(2):
-        x = x + F.dropout(torch.tanh(x @ weight), 0.5)
-    return x
-
-
-def looked_up(x: Tensor, rows: Tensor, frozen: Tensor, weight: Tensor) -> Tensor:
-    """Pick rows by their numbers, then mix them with one tensor that learns and one that does not."""
-    return torch.tanh(x[rows] * frozen) @ weight
 
 
 @check(

@@ -18,8 +18,8 @@ from tests.grading.hostile import Hostile, labs, reaching
 from tests.grading.hostile.traps import Traps
 
 LIMITS = Limits(
-    cell_seconds=2.5,
-    check_seconds=3.0,
+    cell_seconds=2.0,
+    check_seconds=2.5,
     submission_seconds=40.0,
     memory_bytes=1024 * MIB,
     scratch_bytes=32 * MIB,
@@ -30,7 +30,7 @@ LIMITS = Limits(
 CALM = replace(
     LIMITS, cell_seconds=20.0, check_seconds=20.0, submission_seconds=120.0
 )  # for honest work on a busy machine
-PATIENT = replace(LIMITS, check_seconds=8.0)  # for labs whose own checks take a second
+PATIENT = replace(LIMITS, check_seconds=6.0)  # for labs whose own checks take a second
 LINGER_SECONDS = 3.0
 
 
