@@ -13,7 +13,7 @@ lab: python
 test check test-gpu test-extra bench: python
 	@"$(PYTHON)" -m qlab.bootstrap $@ $(ARGS)
 
-# N changed submissions for the judge: make fuzz N=10000 takes an hour or so
+# N changed submissions for the judge: make fuzz N=10000 takes half an hour on two cores
 fuzz: python
 	@"$(PYTHON)" -m qlab.bootstrap fuzz --count $(N) $(ARGS)
 
