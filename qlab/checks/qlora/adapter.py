@@ -30,7 +30,7 @@ def check_lora_linear(lora_linear: LearnerFunction, draw: torch.Generator) -> No
             _require_start(lora_linear, draw, bias=bias)
     with part("A and B learn, and nothing else does"):
         for bias in (False, True):
-            _require_trainable(lora_linear, _linear(draw, bias=bias), drawn(2, 6, draw))
+            _require_trainable(lora_linear, draw, bias=bias)
     with part("W x + b + alpha / rank · B A x, for any batch shape"):
         for bias, batch in ((False, (7,)), (True, (2, 3)), (True, ())):
             _require_output(lora_linear, draw, bias=bias, batch=batch)
@@ -81,12 +81,19 @@ def _require_start(lora_linear: LearnerFunction, draw: torch.Generator, *, bias:
     _compare(output, Adapted.of(linear, lora_a, lora_b, alpha / rank, 0.0), x)
 
 
-def _require_trainable(lora_linear: LearnerFunction, linear: nn.Linear, rank: int) -> None:
-    x = torch.ones(1, linear.in_features)
-    missing, others, output = lora_linear.beside(asking, plain_of(linear), rank, x)
-    base = linear(x).detach()
+def _require_trainable(lora_linear: LearnerFunction, draw: torch.Generator, *, bias: bool) -> None:
+    linear, rank = _linear(draw, bias=bias), drawn(2, 6, draw)
+    x, values = torch.randn(linear.in_features, generator=draw), _values(linear, rank, draw)
+    missing, others, output = lora_linear.beside(asking, plain_of(linear), rank, values, x)
+    base, (a, b) = linear(x).detach(), values
     got = as_tensor(output, tuple(base.shape), call=f"layer(x of shape {tuple(x.shape)})")
-    require_right_too((got - base).norm() <= base.norm() / 2)
+    require(
+        not torch.equal(got, base),
+        "with A and B filled, the output is the base's",
+        misconception="adapter-not-used",
+        thought="The output is the base's alone: add the adapter's part.",
+    )
+    require_right_too(torch.cosine_similarity(got - base, b @ (a @ x), dim=0) >= 0.9)  # whatever its scale
     require(
         not missing,
         f"{' and '.join(missing)} ask for no gradient",

@@ -23,14 +23,15 @@ def started(lora_linear: LearnerFunction, plain: Plain, rank: int, alpha: float,
 
 
 def asking(
-    lora_linear: LearnerFunction, plain: Plain, rank: int, x: Tensor
+    lora_linear: LearnerFunction, plain: Plain, rank: int, values: Sequence[Tensor], x: Tensor
 ) -> tuple[list[str], list[tuple[int, ...]], Any]:
-    """Return which of A and B ask for no gradient, the shapes of the other parameters that do, and the output."""
+    """Return which of A and B ask for no gradient, the shapes of others that do, and the output for `values`."""
     layer = _made(lora_linear, linear_of(plain), rank, 8.0)
     learning = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     wanted = [layer.lora_a, layer.lora_b]
     missing = [name for name in NAMES if not getattr(layer, name).requires_grad]
     others = [tuple(p.shape) for p in learning if all(p is not one for one in wanted)]
+    _fill(layer, values)
     return missing, others, LearnerFunction(layer)(x)
 
 
