@@ -79,7 +79,7 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize("value", PLAIN, ids=repr)
+@pytest.mark.parametrize("value", PLAIN)
 def test_plain_values_arrive_as_they_are(value):
     got = carried(value)
     assert got == value and type(got) is type(value)
