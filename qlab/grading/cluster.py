@@ -13,28 +13,31 @@ image=…, n_workers=16)` does, with an image that holds qlab and bubblewrap and
 Whoever reaches a scheduler can run code on its workers: keep it in a private network, or use `tls://` addresses.
 """
 
-import asyncio
+import contextlib
 import json
+import logging
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import nbformat
-
+import qlab
 from qlab.grading.limits import Limits
-from qlab.grading.work import USUAL, Judged, Task, judge_task
+from qlab.grading.work import USUAL, Judged, Task
 
 if TYPE_CHECKING:
     from distributed import Client, Future
 
 AHEAD = 2  # tasks a worker, so that none waits for the network
-RETRIES = 1
-WAIT_SECONDS = 60.0  # for the first worker
+ATTEMPTS = 2
+CONNECT_SECONDS = 10.0
+WORKERS_SECONDS = 60.0  # for the first worker to join, and for their sandboxes to start
 GRACE_SECONDS = 60.0  # beyond a submission's own limit, before a cluster counts as stuck
+SCHEMES = ("tcp", "tls")
 HOW_TO_GET = "`--cluster` needs Dask: pip install 'qlab[cluster]'"
+GOES_ON = "what is graded is safe; the same command goes on with the rest"
 
 
 class NoCluster(RuntimeError):
@@ -47,16 +50,21 @@ def map_submissions(
     """Judge tasks on the workers of the Dask scheduler at `address`, and yield each one's end in order of completion.
 
     A worker that is lost gives its tasks to another. Tasks are drawn as workers get free.
-    Errors:  NoCluster without Dask, a scheduler or a worker; NoIsolation if a worker has none.
+    Errors:  NoCluster without Dask, a scheduler or a worker that can judge, also if they are lost on the way.
     """
-    order = json.dumps({"releases": dict(releases), "limits": asdict(limits), "unsafe": unsafe}).encode()
+    pending = iter(tasks)
+    first = next(pending, None)
+    if first is None:
+        return
     client = _connected(address)
     name = f"qlab-judge-{uuid.uuid4().hex}"
     try:
-        client.register_plugin(_plugin(order), name=name)
-        yield from _Run(client, name, limits.submission_seconds + GRACE_SECONDS).judge(iter(tasks))
+        _prepare_workers(client, name, {"releases": dict(releases), "limits": asdict(limits), "unsafe": unsafe})
+        yield from _Run(client, name, limits.submission_seconds + GRACE_SECONDS).judge(chain([first], pending))
     finally:
-        _left(client, name)
+        with contextlib.suppress(Exception):  # the scheduler is gone: its workers close by themselves
+            client.unregister_worker_plugin(name)
+        client.close()
 
 
 class _Run:
@@ -79,8 +87,12 @@ class _Run:
                     yield from self._result(future)
                 if time.monotonic() - moved > self._longest:
                     yield from self._given_up()
+                    moved = time.monotonic()
+        except OSError as error:  # Dask's own: the connection is gone
+            raise NoCluster(f"the Dask scheduler was lost: {GOES_ON}") from error
         finally:
-            self._client.cancel(list(self._pending))
+            with contextlib.suppress(Exception):  # nothing is left to cancel where the scheduler is gone
+                self._client.cancel(list(self._pending))
 
     def _fill(self, tasks: Iterator[Task]) -> None:
         room = AHEAD * max(1, len(self._client.nthreads())) - len(self._pending)
@@ -91,129 +103,85 @@ class _Run:
             self._send(task)
 
     def _send(self, task: Task) -> None:
+        from qlab.grading.cluster_worker import judged_here  # noqa: PLC0415 - needs the extra
+
         self._tried[task.key] = self._tried.get(task.key, 0) + 1
         key = f"{self._name}-{len(self._tried)}-{self._tried[task.key]}"
-        future = self._client.submit(_judged_here, task.as_bytes(), self._name, key=key, pure=False, retries=RETRIES)
+        future = self._client.submit(judged_here, task.as_bytes(), self._name, key=key, pure=False)
         self._pending[future] = task
 
     def _ended(self) -> list["Future"]:
         from distributed import wait  # noqa: PLC0415 - an extra
+        from distributed.client import FuturesCancelledError  # noqa: PLC0415 - an extra
 
-        try:
+        with self._client.as_current(), contextlib.suppress(TimeoutError, FuturesCancelledError):
             wait(list(self._pending), timeout=1.0, return_when="FIRST_COMPLETED")
-        except TimeoutError:
-            return []
+        if self._client.status != "running":
+            raise NoCluster(f"the Dask scheduler was lost: {GOES_ON}")
         return [future for future in self._pending if future.done()]
 
     def _result(self, future: "Future") -> Iterator[Judged]:
         """Yield what became of a task, unless it has to be tried once more."""
         task = self._pending.pop(future)
-        if future.status == "finished":
-            try:
-                yield Judged.from_bytes(future.result(timeout=WAIT_SECONDS))
-                return
-            except Exception as error:  # its worker was lost between the end of the work and this line
-                reason = str(error)
-        else:
-            reason = str(future.exception()) if future.status == "error" else "the cluster dropped it"
-        if self._tried[task.key] <= RETRIES:
-            self._send(task)
-        else:
-            yield _not_judged(task, f"the cluster did not judge it: {' '.join(reason.split())[:300]}")
+        try:
+            yield Judged.from_bytes(future.result(timeout=CONNECT_SECONDS))
+        except Exception as error:  # of Dask's own: its worker was lost, or the network
+            if self._tried[task.key] < ATTEMPTS:
+                self._send(task)
+            else:
+                yield _not_judged(task, f"the cluster did not judge it: {_in_a_line(error)}")
 
     def _given_up(self) -> Iterator[Judged]:
+        if not self._client.nthreads():
+            raise NoCluster(f"all workers of the Dask cluster were lost: {GOES_ON}")
         self._client.cancel(list(self._pending))
         for task in self._pending.values():
             yield _not_judged(task, f"no worker of the cluster has ended anything for {self._longest:.0f} seconds")
         self._pending.clear()
 
 
-class _WorkersJudge:
-    """What a worker keeps from task to task: a warm sandbox, the releases, and the one thread that judges.
+def _prepare_workers(client: "Client", name: str, order: Mapping[str, Any]) -> None:
+    """Open a sandbox on every worker, also on those that join later; each closes when the run ends.
 
-    A sandbox ends with the thread that started it, so the thread that judges is the one.
+    Errors:  NoCluster with the reason of a worker that cannot judge.
     """
+    from qlab.grading.cluster_worker import Judging  # noqa: PLC0415 - needs the extra
 
-    def __init__(self, order: bytes) -> None:
-        asked = json.loads(order)
-        self._limits = Limits(**asked["limits"])
-        self._unsafe = bool(asked["unsafe"])
-        self._releases = {name: nbformat.reads(text, as_version=4) for name, text in asked["releases"].items()}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="qlab-judge")
-        self._sandbox = self._thread.submit(self._opened).result()
-
-    def judge(self, task: Task) -> Judged:
-        return self._thread.submit(self._judge, task).result()
-
-    def close(self) -> None:
-        self._thread.submit(self._sandbox.close).result()
-        self._thread.shutdown()
-
-    def _judge(self, task: Task) -> Judged:
-        judged = judge_task(task, self._releases[task.notebook], self._sandbox, limits=self._limits)
-        if judged.reason.startswith("the sandbox failed"):
-            self._sandbox.close()
-            self._sandbox = self._opened()
-            judged = judge_task(task, self._releases[task.notebook], self._sandbox, limits=self._limits)
-        return judged
-
-    def _opened(self) -> Any:
-        import torch  # noqa: PLC0415 - on the worker only
-
-        from qlab.grading.sandbox import Sandbox  # noqa: PLC0415 - on the worker only
-
-        torch.set_num_threads(1)
-        return Sandbox(limits=self._limits, unsafe=self._unsafe)
-
-
-def _plugin(order: bytes) -> Any:
-    from distributed import WorkerPlugin  # noqa: PLC0415 - an extra
-
-    class Judging(WorkerPlugin):
-        """Opens a sandbox on every worker, also on those that join later, and closes it when the run ends."""
-
-        async def setup(self, worker: Any) -> None:
-            from qlab.grading.cluster import _WorkersJudge  # noqa: PLC0415 - the worker's own
-
-            self.judge = await asyncio.to_thread(_WorkersJudge, order)
-
-        async def teardown(self, worker: Any) -> None:
-            await asyncio.to_thread(self.judge.close)
-
-    return Judging()
-
-
-def _judged_here(task: bytes, name: str) -> bytes:
-    """Judge a task on the worker that this runs on."""
-    from distributed import get_worker  # noqa: PLC0415 - an extra
-
-    return get_worker().plugins[name].judge.judge(Task.from_bytes(task)).as_bytes()
+    try:
+        client.register_plugin(Judging(json.dumps({"qlab": qlab.__version__, **order})), name=name)
+    except Exception as error:  # whatever a worker raised, or Dask itself
+        raise NoCluster(f"a worker of the Dask cluster cannot judge: {_in_a_line(error)}") from None
 
 
 def _connected(address: str) -> "Client":
     try:
         from distributed import Client  # noqa: PLC0415 - an extra
+        from distributed.comm.addressing import parse_address, parse_host_port  # noqa: PLC0415
     except ImportError:
         raise NoCluster(HOW_TO_GET) from None
+    scheme, place = parse_address(address)
     try:
-        client = Client(address, timeout=WAIT_SECONDS, set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise NoCluster(f"no Dask scheduler answers at {address}: {error}") from None
+        parse_host_port(place)
+        if scheme not in SCHEMES:
+            raise ValueError(f"it begins with {scheme}://")
+    except ValueError as error:
+        raise NoCluster(f"--cluster needs an address such as tcp://127.0.0.1:8786, got {address!r}: {error}") from None
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it logs what is told here in a sentence
     try:
-        client.wait_for_workers(1, timeout=WAIT_SECONDS)
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except OSError:
+        raise NoCluster(f"no Dask scheduler answers at {address} within {CONNECT_SECONDS:.0f} seconds") from None
+    try:
+        client.wait_for_workers(1, timeout=WORKERS_SECONDS)
     except TimeoutError:
         client.close()
-        raise NoCluster(f"the Dask scheduler at {address} has no workers after {WAIT_SECONDS:.0f} seconds") from None
+        raise NoCluster(f"the Dask scheduler at {address} has no worker after {WORKERS_SECONDS:.0f} seconds") from None
     return client
-
-
-def _left(client: "Client", name: str) -> None:
-    try:
-        client.unregister_worker_plugin(name)
-    except Exception as error:  # no worker is left, or the scheduler is gone: nothing to close there
-        print(f"the cluster was left as it is: {error}")
-    client.close()
 
 
 def _not_judged(task: Task, reason: str) -> Judged:
     return Judged(task.student, task.notebook, task.key, reason=reason)
+
+
+def _in_a_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

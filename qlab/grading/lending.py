@@ -2,98 +2,50 @@
 
 import json
 import socket
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 from qlab.grading.limits import Limits
-from qlab.grading.sandbox import Kernel, NoIsolation, Sandbox
+from qlab.grading.sandbox import Kernel, LastingSandbox, Sandbox
 from qlab.grading.wire import Connection
 
 LONGEST_MESSAGE = 8192
-ATTEMPTS = 2
 
 
 class Lost(RuntimeError):
     """The grader that lends the sandbox could not start a process in it, or is gone."""
 
 
-class Lender:
-    """The grader's side: it owns the sandbox, and starts a new one when that has ended.
-
-    Errors:  NoIsolation, as the sandbox raises it.
-    """
-
-    def __init__(self, *, limits: Limits, unsafe: bool, pool: int) -> None:
-        self._options = {"limits": limits, "unsafe": unsafe, "pool": pool}
-        # a sandbox dies with the thread that started it, so one thread starts them all and lives as long as they do
-        self._starter = ThreadPoolExecutor(1, thread_name_prefix="sandboxes")
-        self._lock = threading.Lock()
-        try:
-            self._sandbox = self._starter.submit(self._opened).result()
-        except BaseException:
-            self._starter.shutdown()
-            raise
-
-    def close(self) -> None:
-        with self._lock:
-            self._starter.submit(self._sandbox.__exit__, None, None, None).result()
-        self._starter.shutdown()
-
-    def serve(self, asker: socket.socket) -> None:
-        """Answer one worker until it is gone; what it still held is ended then."""
-        held: dict[int, Kernel] = {}
-        try:
-            while message := asker.recv(LONGEST_MESSAGE):
-                self._answer(json.loads(message), asker, held)
-        except OSError:
-            return
-        finally:
-            for kernel in held.values():
-                kernel.kill()
-            asker.close()
-
-    def _answer(self, message: dict[str, Any], asker: socket.socket, held: dict[int, Kernel]) -> None:
-        number = message["kernel"]
-        if message["ask"] == "start":
-            try:
-                kernel = self._start()
-            except Exception as error:  # whatever stopped it is told to the worker, and costs no other
-                asker.send(json.dumps({"error": f"{type(error).__name__}: {error}"[:1000]}).encode())
-                return
-            held[number] = kernel
-            socket.send_fds(asker, [b"{}"], [kernel.connection.socket.fileno()])
-            return
-        kernel = held[number]
-        if message["ask"] == "kill":
+def lend(sandbox: LastingSandbox, asker: socket.socket) -> None:
+    """Answer one worker until it is gone; what it still held is ended then."""
+    held: dict[int, Kernel] = {}
+    try:
+        while message := asker.recv(LONGEST_MESSAGE):
+            _answer(json.loads(message), asker, held, sandbox)
+    except OSError:
+        return
+    finally:
+        for kernel in held.values():
             kernel.kill()
-            del held[number]
-        why, cpu_seconds = kernel.why_ended(), kernel.cpu_seconds
-        asker.send(json.dumps({"why": why[:1000], "cpu_seconds": cpu_seconds}).encode())
+        asker.close()
 
-    def _start(self) -> Kernel:
-        for attempt in range(ATTEMPTS):
-            sandbox = self._sandbox
-            try:
-                return sandbox.start_kernel()
-            except NoIsolation:
-                raise
-            except Exception:
-                if attempt == ATTEMPTS - 1:
-                    raise
-                self._replace(sandbox)
-        raise AssertionError("unreachable")
 
-    def _replace(self, ended: Sandbox) -> None:
-        with self._lock:
-            if self._sandbox is ended:
-                self._starter.submit(ended.__exit__, None, None, None).result()
-                self._sandbox = self._starter.submit(self._opened).result()
-
-    def _opened(self) -> Sandbox:
-        return Sandbox(**self._options).__enter__()
+def _answer(message: dict[str, Any], asker: socket.socket, held: dict[int, Kernel], sandbox: LastingSandbox) -> None:
+    number = message["kernel"]
+    if message["ask"] == "start":
+        try:
+            kernel = sandbox.start_kernel()
+        except Exception as error:  # whatever stopped it is told to the worker, and costs no other
+            asker.send(json.dumps({"error": f"{type(error).__name__}: {error}"[:1000]}).encode())
+            return
+        held[number] = kernel
+        socket.send_fds(asker, [b"{}"], [kernel.connection.socket.fileno()])
+        return
+    kernel = held[number]
+    if message["ask"] == "kill":
+        kernel.kill()
+        del held[number]
+    why, cpu_seconds = kernel.why_ended(), kernel.cpu_seconds
+    asker.send(json.dumps({"why": why[:1000], "cpu_seconds": cpu_seconds}).encode())
 
 
 class BorrowedSandbox(Sandbox):
@@ -145,13 +97,3 @@ class BorrowedKernel(Kernel):
 
     def why_ended(self) -> str:
         return self._sandbox.ask("why", self._number)["why"] if self._why is None else self._why
-
-
-@contextmanager
-def lender(*, limits: Limits, unsafe: bool, pool: int) -> Iterator[Lender]:
-    """Own a sandbox for as long as the block runs."""
-    owner = Lender(limits=limits, unsafe=unsafe, pool=pool)
-    try:
-        yield owner
-    finally:
-        owner.close()

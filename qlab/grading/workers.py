@@ -16,9 +16,10 @@ from multiprocessing.connection import Connection, wait
 import nbformat
 
 from qlab.grading import judge  # noqa: F401 - imported once, before the workers are forked
-from qlab.grading.lending import BorrowedSandbox, Lender, lender
+from qlab.grading.lending import BorrowedSandbox, lend
 from qlab.grading.limits import Limits
 from qlab.grading.nursery import Nursery
+from qlab.grading.sandbox import LastingSandbox
 from qlab.grading.work import USUAL, Judged, Task, judge_task
 
 ATTEMPTS = 2
@@ -41,8 +42,8 @@ def map_locally(
         return
     nursery = Nursery(partial(_work, releases=releases, limits=limits))  # before there are threads
     try:
-        with lender(limits=limits, unsafe=unsafe, pool=workers) as owner:
-            crew = _Crew(nursery, owner, limits.submission_seconds + GRACE_SECONDS)
+        with contextlib.closing(LastingSandbox(limits=limits, unsafe=unsafe, pool=workers)) as sandbox:
+            crew = _Crew(nursery, sandbox, limits.submission_seconds + GRACE_SECONDS)
             try:
                 yield from crew.judge(chain([first], pending), workers)
                 crew.dismiss()
@@ -69,8 +70,8 @@ class _Worker:
 class _Crew:
     """The workers of one run: each is given a task at a time, and one that dies is replaced."""
 
-    def __init__(self, nursery: Nursery, owner: Lender, longest_seconds: float) -> None:
-        self._nursery, self._owner, self._longest = nursery, owner, longest_seconds
+    def __init__(self, nursery: Nursery, sandbox: LastingSandbox, longest_seconds: float) -> None:
+        self._nursery, self._sandbox, self._longest = nursery, sandbox, longest_seconds
         self._workers: list[_Worker] = []
         self._again: list[tuple[Task, int]] = []
 
@@ -113,7 +114,7 @@ class _Crew:
         asked, asker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, asker:
             pid = self._nursery.start(theirs.fileno(), asker.fileno())
-        thread = threading.Thread(target=self._owner.serve, args=(asked,), daemon=True)
+        thread = threading.Thread(target=lend, args=(self._sandbox, asked), daemon=True)
         thread.start()
         self._workers.append(_Worker(pid, ours, thread))
         return self._workers[-1]

@@ -23,13 +23,13 @@ from nbgrader.api import Gradebook
 from nbgrader.preprocessors import AssignLatePenalties, SaveAutoGrades
 
 from qlab import cli
-from qlab.grading import gradebook, judge, lending, summary
+from qlab.grading import gradebook, judge, summary
 from qlab.grading.gradebook import Book, NoGradebook
 from qlab.grading.journal import Taken, locked
 from qlab.grading.limits import Limits
 from qlab.grading.places import Places, places_of
 from qlab.grading.run import Ended, Order, grade
-from qlab.grading.sandbox import NoIsolation, require_isolation
+from qlab.grading.sandbox import NoIsolation, lasting, require_isolation
 from qlab.grading.work import Judged, Task
 from qlab.grading.workers import map_locally
 from qlab.labs import notebooks
@@ -50,7 +50,7 @@ WHEN = "2026-11-20 10:00:00.000000 UTC"
 def pretended(monkeypatch):
     """Let the pretended judge judge, in the pretended sandbox."""
     monkeypatch.setattr(judge, "judge_notebook", standin.judge_notebook)
-    monkeypatch.setattr(lending, "Sandbox", standin.PretendedSandbox)
+    monkeypatch.setattr(lasting, "Sandbox", standin.PretendedSandbox)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_without_isolation_nothing_is_graded(places, monkeypatch, capsys):
     def refuse(**_):
         raise NoIsolation("bubblewrap (bwrap) is not on PATH: install bubblewrap")
 
-    monkeypatch.setattr(lending, "Sandbox", refuse)
+    monkeypatch.setattr(lasting, "Sandbox", refuse)
     hand_in(places, "ann")
     assert cli.main(["grade", "--course", str(places.root)]) == 1
     assert capsys.readouterr().err == "qlab grade: bubblewrap (bwrap) is not on PATH: install bubblewrap\n"

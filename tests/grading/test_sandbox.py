@@ -1,9 +1,11 @@
 """The sandbox under attack: what a submission must not reach, what it must not outlive, and how its end is told."""
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -541,3 +543,35 @@ def test_a_course_inside_its_own_environment_is_covered(monkeypatch):
     after = words[covered + 2 :]
     assert not any(str(REPOSITORY / name) in after for name in ("", "solutions", "labs", "lessons", "tests"))
     assert str(REPOSITORY / "qlab") in after
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_an_installation_below_tmp_is_seen_and_stays_read_only(nested):
+    needs_isolation()
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="a place ä ") as folder:
+        shutil.copytree(REPOSITORY / "qlab", Path(folder, "qlab"))
+        Path(folder, "secret").touch()
+        script = f"""
+from dataclasses import replace
+import qlab, sys, time
+from qlab.grading.limits import Limits
+from qlab.grading.sandbox import Sandbox, pool, require_isolation
+here = require_isolation()
+pool.require_isolation = lambda: replace(here, nested=here.nested and {nested})
+with Sandbox(serve={COLD!r}, pool=0) as sandbox:
+    kernel = sandbox.start_kernel()
+    for source in sys.argv[1:]:
+        kernel.connection.send(source.encode())
+        print(kernel.connection.receive(deadline=time.monotonic() + 20).decode())
+"""
+        asked = [
+            "import qlab.packing; answer = qlab.packing.__file__",
+            f"import os; answer = os.listdir({folder!r})",
+            f"open({str(Path(folder, 'qlab', 'course.py'))!r}, 'a')",
+            "answer = open('/tmp/own', 'w').write('four')",
+        ]
+        command, path = [sys.executable, "-c", script, *asked], os.environ | {"PYTHONPATH": folder}
+        told = subprocess.run(command, env=path, cwd="/", capture_output=True, text=True, check=True).stdout
+        where, listed, appended, wrote = told.splitlines()
+        assert where == str(Path(folder, "qlab", "packing.py"))
+        assert (listed, appended.split(":")[0], wrote) == ("['qlab']", "OSError", "4")

@@ -5,7 +5,9 @@ import os
 import random
 import resource
 import signal
+import stat
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,11 +105,36 @@ def _enter_namespaces() -> None:
 def _cover_mounts(scratch_bytes: int) -> None:
     calls.mount("", "/", "", flags=calls.MS_REC | calls.MS_PRIVATE)
     flags = calls.MS_NOSUID | calls.MS_NODEV
-    calls.mount("scratch", SCRATCH, "tmpfs", flags=flags, options=f"size={scratch_bytes},nr_inodes={INODES},mode=755")
+    with _shown_again(_mounts_below(SCRATCH)):
+        options = f"size={scratch_bytes},nr_inodes={INODES},mode=755"
+        calls.mount("scratch", SCRATCH, "tmpfs", flags=flags, options=options)
     Path(SCRATCH, "shm").mkdir()
     calls.mount(f"{SCRATCH}/shm", SHARED_MEMORY, "", flags=calls.MS_BIND)  # one size limit for both
     covered = flags | calls.MS_RDONLY | calls.MS_NOEXEC
     calls.mount("nothing", "/proc", "tmpfs", flags=covered, options="size=4096,nr_inodes=1")
+
+
+def _mounts_below(folder: str) -> list[str]:
+    """Return where something is mounted below `folder`, outer before inner: an environment may lie there."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    escaped = (line.split(" ")[4] for line in lines)
+    paths = (path.encode().decode("unicode_escape").encode("latin-1").decode() for path in escaped)
+    return sorted({path for path in paths if path.startswith(f"{folder}/")})
+
+
+@contextlib.contextmanager
+def _shown_again(paths: Iterable[str]) -> Iterator[None]:
+    """Mount again, as they are, what the block covers."""
+    descriptors = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in paths}
+    yield
+    for path, descriptor in descriptors.items():
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.makedirs(path, exist_ok=True)
+        elif not os.path.exists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            Path(path).touch()
+        calls.mount(f"/proc/self/fd/{descriptor}", path, "", flags=calls.MS_BIND | calls.MS_REC)
+        os.close(descriptor)
 
 
 def _mapped_bytes() -> int:

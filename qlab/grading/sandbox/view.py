@@ -25,9 +25,9 @@ def arguments(*, nested: bool, scratch_bytes: int) -> list[str]:
         *("--unshare-all", "--unshare-user", "--as-pid-1", "--uid", NOBODY, "--gid", NOBODY, "--hostname", "sandbox"),
         *("--cap-drop", "ALL", *kept, "--new-session", "--clearenv"),
         *_environment(),
+        *(*size, "--tmpfs", "/tmp"),  # first: what follows may lie below it
         *_files(),
-        *("--proc", "/proc", *size, "--tmpfs", "/tmp"),
-        *("--tmpfs", "/dev"),
+        *("--proc", "/proc", "--tmpfs", "/dev"),
         *(word for name in DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
         *(("--dir",) if nested else (*size, "--tmpfs")),
         *("/dev/shm", "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"),
