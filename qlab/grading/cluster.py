@@ -17,7 +17,6 @@ import contextlib
 import json
 import logging
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from itertools import chain
@@ -35,6 +34,7 @@ ATTEMPTS = 2
 CONNECT_SECONDS = 10.0
 WORKERS_SECONDS = 60.0  # for the first worker to join, and for their sandboxes to start
 GRACE_SECONDS = 60.0  # beyond a submission's own limit, before a cluster counts as stuck
+PREFIX = "qlab-judge-"  # of a run's name; the client's follows
 SCHEMES = ("tcp", "tls")
 HOW_TO_GET = "`--cluster` needs Dask: pip install 'qlab[cluster]'"
 GOES_ON = "what is graded is safe; the same command goes on with the rest"
@@ -57,8 +57,10 @@ def map_submissions(
     if first is None:
         return
     client = _connected(address)
-    name = f"qlab-judge-{uuid.uuid4().hex}"
+    name = PREFIX + client.id
     try:
+        for left in client.run_on_scheduler(_left_behind):
+            client.unregister_worker_plugin(left)
         _prepare_workers(client, name, {"releases": dict(releases), "limits": asdict(limits), "unsafe": unsafe})
         yield from _Run(client, name, limits.submission_seconds + GRACE_SECONDS).judge(chain([first], pending))
     finally:
@@ -151,6 +153,12 @@ def _prepare_workers(client: "Client", name: str, order: Mapping[str, Any]) -> N
         client.register_plugin(Judging(json.dumps({"qlab": qlab.__version__, **order})), name=name)
     except Exception as error:  # whatever a worker raised, or Dask itself
         raise NoCluster(f"a worker of the Dask cluster cannot judge: {_in_a_line(error)}") from None
+
+
+def _left_behind(dask_scheduler: Any) -> list[str]:
+    """Return the runs of graders that were killed; called in the scheduler, which gives itself by that name."""
+    runs = [name for name in dask_scheduler.worker_plugins if name.startswith(PREFIX)]
+    return [name for name in runs if name.removeprefix(PREFIX) not in dask_scheduler.clients]
 
 
 def _connected(address: str) -> "Client":

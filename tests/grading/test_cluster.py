@@ -12,11 +12,13 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from distributed import Client
 
 import qlab
 from qlab import cli
 from qlab.grading import cluster
 from qlab.grading.cluster import NoCluster, map_submissions
+from qlab.grading.cluster_worker import Judging
 from qlab.grading.sandbox import NoIsolation, require_isolation
 from qlab.grading.work import Task
 from qlab.labs import notebooks
@@ -148,6 +150,17 @@ def test_workers_that_are_all_lost_end_the_run(scheduler, isolated, tmp_path, mo
     assert 0 < len(ends) < 6 and not any(judged.reason for judged in ends)
 
 
+def test_what_a_killed_grader_left_on_the_workers_is_closed(scheduler, isolated, tmp_path):
+    name = f"{cluster.PREFIX}Client-of-a-killed-grader"
+    order = json.dumps({"qlab": qlab.__version__, "releases": {}, "limits": {}, "unsafe": True})
+    with a_worker(scheduler, tmp_path), Client(scheduler, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=SECONDS)
+        client.register_plugin(Judging(order), name=name)
+        (judged,) = map_submissions(handed_in(1), releases=RELEASES, address=scheduler)
+        (kept,) = client.run(lambda dask_worker: list(dask_worker.plugins)).values()
+    assert not judged.reason and not [each for each in kept if each.startswith(cluster.PREFIX)]
+
+
 def test_workers_that_cannot_judge_are_refused_with_their_reason(scheduler, tmp_path, monkeypatch):
     with a_worker(scheduler, tmp_path, path="/nowhere"):
         assert "bubblewrap (bwrap) is not on PATH: install" in refusal(scheduler)
@@ -171,7 +184,5 @@ def test_without_dask_the_sentence_says_what_to_install(monkeypatch):
 
 
 def wait_for_workers(address: str, count: int) -> None:
-    from distributed import Client  # noqa: PLC0415 - an extra
-
     with Client(address, set_as_default=False) as client:
         client.wait_for_workers(count, timeout=SECONDS)
