@@ -1,7 +1,7 @@
 """Judging on a Dask cluster: the same work as on this machine's cores, sent to the workers of a scheduler.
 
 Every worker needs qlab, bubblewrap, and one thread (a check is judged by one thread at a time); the course folder and
-the gradebook stay on the machine that grades. With `pip install 'qlab[cluster]'` on all of them:
+the gradebook stay on the machine that grades. With its extra `cluster` installed on all of them:
 
     dask scheduler --port 8786                                     # on one machine
     dask worker tcp://HOST:8786 --nthreads 1 --nworkers 8          # on each of the others
@@ -36,7 +36,7 @@ WORKERS_SECONDS = 60.0  # for the first worker to join, and for their sandboxes 
 GRACE_SECONDS = 60.0  # beyond a submission's own limit, before a cluster counts as stuck
 PREFIX = "qlab-judge-"  # of a run's name; the client's follows
 SCHEMES = ("tcp", "tls")
-HOW_TO_GET = "`--cluster` needs Dask: pip install 'qlab[cluster]'"
+HOW_TO_GET = '`--cluster` needs Dask: pip install -c constraints.txt -e ".[cluster]"'
 GOES_ON = "what is graded is safe; the same command goes on with the rest"
 
 
