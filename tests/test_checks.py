@@ -80,6 +80,21 @@ def test_a_graded_run_hides_the_inputs_and_shows_the_thought(monkeypatch):
     assert "exactly" in html and "off" in html
 
 
+def test_a_graded_run_names_an_error_of_pythons_own_and_nothing_that_the_learner_wrote(monkeypatch):
+    monkeypatch.setenv("NBGRADER_EXECUTION", "autograde")
+
+    def fails(x):
+        raise ValueError(f"seen {x}")
+
+    def fails_by_a_name(x):
+        raise type(f"Seen{x}", (Exception,), {})
+
+    told = [check_add_one(answer) for answer in (fails, fails_by_a_name)]
+    shown = [verdict_html.card(verdict) + str(verdict.as_json()) for verdict in told]
+    assert "It stopped with a <code>ValueError</code>." in shown[0]
+    assert not any("een" in text for text in shown)
+
+
 def test_text_from_an_answer_cannot_break_out_of_the_card():
     html = verdict_html.card(check_add_one(lambda x: "<script>alert(1)</script>"))
     assert "<script>" not in html and "&lt;script&gt;" in html

@@ -1,10 +1,11 @@
 """Verdicts: a check's named parts, what each found, and how the learner and the grader read it."""
 
+import builtins
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from functools import wraps
 from typing import Any
@@ -87,8 +88,12 @@ class Verdict:
         """The id of the first misconception named, or an empty string."""
         return next((part.misconception for part in self.parts if part.misconception), "")
 
+    @property
+    def told_parts(self) -> tuple[PartResult, ...]:
+        """The parts as they may be shown: in a graded run nothing of what was drawn or given is in them."""
+        return tuple(map(_without_values, self.parts)) if self.graded else self.parts
+
     def as_json(self) -> dict[str, Any]:
-        parts = [asdict(part) | ({"message": ""} if self.graded else {}) for part in self.parts]
         return {
             "topic": self.topic,
             "exercise": self.exercise,
@@ -97,7 +102,7 @@ class Verdict:
             "outcome": self.outcome,
             "misconception": self.misconception,
             "seed": None if self.graded else self.seed,
-            "parts": parts,
+            "parts": [asdict(part) for part in self.told_parts],
         }
 
     def show_reference(self) -> "verdict_html.Html":
@@ -194,6 +199,14 @@ def check(
         return run
 
     return decorate
+
+
+def _without_values(part: PartResult) -> PartResult:
+    """Leave out the message; of an error only a name of Python's own stays, which the learner cannot have chosen."""
+    name = part.message.partition(":")[0]
+    error = getattr(builtins, name, None) if part.outcome is Outcome.CRASHED else None
+    is_error = isinstance(error, type) and issubclass(error, Exception)
+    return replace(part, message="", thought=part.thought or (f"It stopped with a `{name}`." if is_error else ""))
 
 
 def _keep(verdict: Verdict) -> None:

@@ -37,7 +37,7 @@ def card(verdict: "Verdict") -> str:
         f"point{'s' * (verdict.max_points != 1)}</strong> — {HEADLINES[verdict.outcome]}"
     )
     told = set[str]()
-    rows = "".join(_part_row(part, verdict.graded, told) for part in verdict.parts)
+    rows = "".join(_part_row(part, told) for part in verdict.told_parts)
     return (
         f'<div class="qlab-verdict" data-outcome="{verdict.outcome}" '
         f'style="border-left:4px solid {COLORS[verdict.outcome]};padding:4px 12px;margin:4px 0">'
@@ -57,10 +57,10 @@ def side_by_side(learners: str, reference: str) -> str:
     return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{columns}</div>'
 
 
-def _part_row(part: "PartResult", graded: bool, told: set[str]) -> str:
+def _part_row(part: "PartResult", told: set[str]) -> str:
     """Return one line; a thought that an earlier part already told is not told again."""
     detail = ""
-    if part.message and not graded:
+    if part.message:
         detail += f'<div style="margin-left:1.4em;overflow-wrap:anywhere">{_code(part.message)}</div>'
     if part.misconception and part.misconception not in told:
         thought = MEND_FIRST if part.misconception == "wrong-value" and told else part.thought
@@ -69,6 +69,9 @@ def _part_row(part: "PartResult", graded: bool, told: set[str]) -> str:
             f'<div style="margin-left:1.4em">→ {_code(thought)} '
             f'<code class="qlab-misconception">{escape(part.misconception)}</code></div>'
         )
+    elif part.outcome == "crashed" and part.thought and part.thought not in told:
+        told.add(part.thought)
+        detail += f'<div style="margin-left:1.4em">→ {_code(part.thought)}</div>'
     mark = f'<span style="color:{COLORS[part.outcome]};display:inline-block;width:1.2em">{MARKS[part.outcome]}</span>'
     return f"<li>{mark}{escape(part.name)} <small>({part.outcome})</small>{detail}</li>"
 

@@ -12,8 +12,14 @@ from nbformat import NotebookNode
 from qlab.labs import notebooks
 
 MOST_REPAIRS = 30
+FEWEST_FOREIGN = 2  # answers of another lab: one may have been renamed
+LONGEST_TITLE = 60
 FLAGS = ("grade", "solution", "locked", "task")
 DEFINITION = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
+
+
+class AnotherLab(ValueError):
+    """None of the release's answers is in a notebook that holds answers of others; the text names its title."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,10 @@ class Cell:
 
 
 def mended(found: Sequence[Cell], release: NotebookNode) -> tuple[NotebookNode, tuple[str, ...]]:
-    """Return the release's cells with the learner's code in them, the learner's own cells between, and the repairs."""
+    """Return the release's cells with the learner's code in them, the learner's own cells between, and the repairs.
+
+    Errors:  AnotherLab if it is one.
+    """
     match = _Match(found, release)
     own = [index for index in range(len(found)) if index not in match.taken]
     after = _places(own, match)
@@ -59,6 +68,7 @@ class _Match:
         self._match_each(lambda cell, own: bool(own.id) and own.id == cell.get("id") and not own.grade_id)
         self._match_each(lambda cell, own: not own.grade_id and own.source == cell.source)
         self._match_by_definition()
+        self._refuse_another_lab()
         self._match_by_place()
 
     def is_needed(self, place: int) -> bool:
@@ -109,6 +119,17 @@ class _Match:
             fits = [i for i in free if i not in self.taken and names and names <= defined[i]]
             if fits:
                 self._take(place, next((i for i in reversed(fits) if i in here), fits[-1]))
+
+    def _refuse_another_lab(self) -> None:
+        foreign = [
+            own for i, own in enumerate(self.found) if own.grade_id and _is_solution(own) and i not in self.taken
+        ]
+        if len(foreign) < FEWEST_FOREIGN or any(_is_solution(self.cells[place]) for place in self.of):
+            return
+        titles = (own.source.strip().lstrip("# ").splitlines() for own in self.found if own.kind == "markdown")
+        title = next((lines[0] for lines in titles if lines), "untitled")
+        title = "".join(letter for letter in title if letter.isprintable())[:LONGEST_TITLE]
+        raise AnotherLab(f"none of this lab's answers is in it: it looks like another notebook, {title!r}")
 
     def _match_by_place(self) -> None:
         """Take what was renamed: the one cell that stands where a marked cell is missing, and says it is marked."""

@@ -70,10 +70,13 @@ def content_of(path: Path, *, under: Path, most_bytes: int = MOST_BYTES) -> byte
 def mended(content: bytes, release: NotebookNode) -> Submission:
     """Read the bytes of a notebook and bring it into the release's structure.
 
-    Errors:  Refused if the bytes are no notebook that can be read safely.
+    Errors:  Refused if the bytes are no notebook that can be read safely, or one of another lab.
     """
     found, notes = _cells(_loaded(content))
-    notebook, more = repairs.mended(found, release)
+    try:
+        notebook, more = repairs.mended(found, release)
+    except repairs.AnotherLab as error:
+        raise Refused(str(error)) from None
     return Submission(notebook, (*notes, *more))
 
 

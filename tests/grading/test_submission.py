@@ -286,6 +286,24 @@ def test_random_damage_is_mended_whatever_it_is():
         is_whole(mend(notebook))
 
 
+def test_another_lab_is_refused_by_its_title():
+    other = notebooks.read(REPOSITORY / "solutions" / "03_quantization" / "03_quantization.ipynb")
+    with pytest.raises(Refused) as refusal:
+        mend(other)
+    assert "it looks like another notebook, 'Lab 03 · Quantization'" in one_sentence(refusal)
+    other.cells.insert(9, cell_of(a_copy(), "answer-decode"))
+    kept = [cell for cell in mend(other).notebook.cells if notebooks.marks(cell).get("grade_id") == "answer-decode"]
+    assert [cell.source for cell in kept] == [ANSWERED]
+
+
+def test_answers_that_were_all_renamed_are_found_by_what_they_define():
+    notebook = notebooks.read(REPOSITORY / "solutions" / TOPIC / f"{TOPIC}.ipynb")
+    for number, cell in enumerate(notebooks.answer_cells(notebook).values()):
+        cell.metadata.nbgrader.grade_id = cell.id = f"mine-{number}"
+    kept = notebooks.answer_cells(mend(notebook).notebook)
+    assert [cell.source for cell in kept.values()] == [c.source for c in notebooks.answer_cells(notebook).values()]
+
+
 def test_the_release_itself_is_never_changed():
     before = copy.deepcopy(RELEASE)
     mend(a_copy()).notebook.cells[0].source = "changed"

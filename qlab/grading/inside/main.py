@@ -12,7 +12,9 @@ from qlab.grading.inside.cells import CellRunner, warm
 from qlab.grading.peer import Peer
 from qlab.grading.wire import Connection
 
-NOT_A_LEARNERS = ("qlab.__main__", "qlab.cli", "qlab.finetune", "qlab.grading", "qlab.labs", "qlab.triton")
+NOT_A_LEARNERS = tuple(
+    f"qlab.{name}" for name in ("__main__", "cli", "deploy", "doctor", "finetune", "grading", "labs", "ledger")
+)
 _warmed: list[CellRunner] = []
 
 
