@@ -3,6 +3,7 @@
 import argparse
 import io
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from qlab.labs.build import CannotBuild
 from qlab.labs.execute import ExerciseResult, check_notebook, labs_under
 from qlab.labs.notebooks import NotALab
 
+NOBODY_READS = 141  # as a shell counts a program that a closed pipe ended
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; what goes wrong is one sentence on stderr."""
@@ -25,12 +28,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal or a pipe need not know the character ⁻
     try:
-        return parsed.run(parsed)
+        status = parsed.run(parsed)
+        print(end="", flush=True)
+        return status
     except (NotALab, CannotBuild, ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return NOBODY_READS
         print(f"qlab {parsed.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Tell whether what is printed has lost its reader, as in `qlab grade | head`; the rest then goes nowhere."""
+    if not hasattr(select, "poll"):
+        return True
+    closed = []
+    for stream in (sys.stdout, sys.stderr):
+        watch = select.poll()
+        watch.register(stream, 0)
+        closed += [stream] if watch.poll(0) else []
+    for stream in closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(closed)
 
 
 def _parser() -> argparse.ArgumentParser:

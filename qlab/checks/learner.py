@@ -29,6 +29,11 @@ class Crashed(Exception):
     """The learner's code raised; the text names its error and its line."""
 
 
+def printable(text: str) -> str:
+    """Leave out what a terminal would obey instead of showing it."""
+    return "".join(letter for letter in text if letter.isprintable() or letter in "\n\t")
+
+
 @dataclass
 class Said:
     """What the learner's code wrote to stderr, and what it warned of, across all calls of one check."""
@@ -36,6 +41,7 @@ class Said:
     text: str = ""
 
     def add(self, more: str) -> None:
+        more = printable(more)
         if more and more not in self.text:
             self.text = (self.text + more)[:LONGEST_SAID]
 

@@ -3,7 +3,9 @@
 Each runs beside the learner's function, in its process, and returns plain numbers or tensors.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +56,38 @@ def measured_peak_bytes(f: Callable[..., Any], *args: Any) -> int:
     with measure.PeakBytes() as peak:
         f(*args)
     return peak.bytes
+
+
+def result_and_python_bytes(f: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+    """Return the result of `f(*args)` beside the most bytes that Python and NumPy held at one time for it.
+
+    Their objects are in it, some 50,000 bytes, and whatever was imported on the way; tensors are not.
+    """
+    measured = measured_result_and_python_bytes
+    return f.beside(measured, *args) if isinstance(f, LearnerFunction) else measured(f, *args)
+
+
+def measured_result_and_python_bytes(f: Callable[..., Any], *args: Any) -> tuple[Any, int]:
+    """Take `result_and_python_bytes` here."""
+    with traced():
+        before, _ = tracemalloc.get_traced_memory()
+        result = f(*args)
+        _, most = tracemalloc.get_traced_memory()
+    return result, most - before
+
+
+@contextlib.contextmanager
+def traced() -> Iterator[None]:
+    """Let Python note the memory that it and NumPy take, from here on."""
+    began = not tracemalloc.is_tracing()
+    if began:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    try:
+        yield
+    finally:
+        if began:
+            tracemalloc.stop()
 
 
 def with_what_is_left(f: LearnerFunction, given: Any, *args: Any) -> tuple[Any, Any]:

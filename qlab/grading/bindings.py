@@ -1,39 +1,19 @@
 """What the statements of a learner's source bind, read from their syntax alone."""
 
 import ast
-import re
-import textwrap
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 
-MAGIC = re.compile(r"^(\s*)(?:%(?:time|timeit|prun)\s+(?:-\S+\s+)*|[!?%].*)")
+from qlab.grading.cell_syntax import Unreadable, tree_of
 
-
-class Unreadable(Exception):
-    """A source that is nested too deeply, or whose names lead to too many others, to be read."""
+__all__ = ["Unreadable"]
 
 
-@lru_cache(maxsize=256)
 def parsed(source: str) -> ast.Module:
-    """Return the syntax tree of a cell, its magics left out; of a cell that is no Python, an empty one.
+    """Return the syntax tree of a cell; of a cell that is no Python, an empty one.
 
     Errors:  Unreadable if it is nested too deeply, which a cell may be and yet run.
     """
-    lines = textwrap.dedent(source).splitlines()
-    if lines and lines[0].startswith("%%"):
-        lines[0] = ""
-    for text in ("\n".join(lines), "\n".join(MAGIC.sub(_without_magic, line) for line in lines)):
-        try:
-            return ast.parse(text)
-        except (SyntaxError, ValueError):
-            continue  # a magic, or a cell that would not have run
-        except (RecursionError, MemoryError):
-            raise Unreadable from None
-    return ast.Module(body=[], type_ignores=[])
-
-
-def _without_magic(match: re.Match[str]) -> str:
-    return match[1] + ("pass" if match[0].strip() != "%" and not match[0].endswith((" ", "\t")) else "")
+    return tree_of(source) or ast.Module(body=[], type_ignores=[])
 
 
 def statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
@@ -51,7 +31,8 @@ def statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
 def bound_by(statement: ast.AST) -> set[str]:
     """Return the names a statement binds itself, or whose values it changes by a method, an attribute or an item."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return {statement.name}
+        inside = (node.names for node in ast.walk(statement) if isinstance(node, ast.Global))
+        return {statement.name}.union(*inside)
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return set(imported(statement))
     changed: list[ast.AST] = []
@@ -63,8 +44,10 @@ def bound_by(statement: ast.AST) -> set[str]:
         changed = [item.optional_vars for item in statement.items if item.optional_vars]
     elif isinstance(statement, ast.Expr) and isinstance(getattr(statement.value, "func", None), ast.Attribute):
         changed = [statement.value.func]
-    value = getattr(statement, "value", None)
-    return set().union(*map(targets, changed), _walrus(value) if value is not None else ())
+    elif isinstance(statement, ast.Match):
+        return {name for case in statement.cases for node in ast.walk(case.pattern) for name in _captured(node)}
+    read = [getattr(statement, part, None) for part in ("value", "test", "iter", "subject")]
+    return set().union(*map(targets, changed), *(_walrus(value) for value in read if value is not None))
 
 
 def targets(node: ast.AST) -> set[str]:
@@ -101,6 +84,7 @@ def locals_of(body: Iterable[ast.AST]) -> dict[str, list[ast.expr | str]]:
             found.setdefault(node.id, [])
         elif isinstance(node, ast.ExceptHandler) and node.name:
             found.setdefault(node.name, [])
+        found |= {name: [] for name in _captured(node) if name not in found}
         if isinstance(node, ast.Assign | ast.NamedExpr | ast.AnnAssign) and node.value is not None:
             for name in alias_targets(node):
                 found.setdefault(name, []).append(node.value)
@@ -111,6 +95,13 @@ def alias_targets(node: ast.AST) -> list[str]:
     """Return the plain names that an assignment makes another name of its value."""
     given = node.targets if isinstance(node, ast.Assign) else [node.target]
     return [target.id for target in given if isinstance(target, ast.Name)]
+
+
+def _captured(node: ast.AST) -> list[str]:
+    """Return the names that a pattern of `match` binds itself."""
+    if isinstance(node, ast.MatchAs | ast.MatchStar):
+        return [node.name] if node.name else []
+    return [node.rest] if isinstance(node, ast.MatchMapping) and node.rest else []
 
 
 def _inside(body: Iterable[ast.AST]) -> Iterator[ast.AST]:

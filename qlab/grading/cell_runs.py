@@ -1,11 +1,13 @@
 """What a cell gave, as the judge keeps it: rebuilt from what the sandbox sent, which may be anything."""
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 SHOWN = ("text/plain", "image/png", "image/jpeg")  # markup would run its scripts where formgrader sets grades
 MOST_OUTPUTS = 2_000
+EACH_OUTPUT, EACH_LINE = 1_000, 24  # bytes that one takes in a notebook besides its text
 STATUSES = ("ok", "error", "timeout")
 
 
@@ -32,11 +34,24 @@ def read(sent: Any, *, count: int, seconds: float, most_bytes: int) -> CellRun:
             continue
         left -= _size(output)
         if left < 0:
-            outputs.append({"output_type": "stream", "name": "stderr", "text": "[the rest is too large to be kept]\n"})
+            outputs.append(_said("[the rest is too large to be kept]\n"))
             break
         outputs.append(output)
     status = sent.get("status")
     return CellRun(outputs, status if type(status) is str and status in STATUSES else "error", seconds)
+
+
+def kept(run: CellRun, most_bytes: int) -> tuple[CellRun, int]:
+    """Leave out what a notebook has no room for; return the rest and the bytes that it takes, once written."""
+    left, outputs = most_bytes, list[dict[str, Any]]()
+    for output in run.outputs:
+        size = _written_bytes(output)
+        if size > left:
+            outputs.append(_said("[not kept: what this notebook puts out is too large]\n"))
+            break
+        outputs.append(output)
+        left -= size
+    return replace(run, outputs=outputs), most_bytes - left
 
 
 def failed(name: str, sentence: str, status: str, *, seconds: float = 0.0) -> CellRun:
@@ -52,15 +67,16 @@ def error_of(run: CellRun) -> str:
 
 
 def _output(sent: Mapping[str, Any], count: int) -> dict[str, Any] | None:
-    kind = sent.get("output_type")
+    kind = _text(sent.get("output_type"))
     if kind == "stream":
         name = "stderr" if _text(sent.get("name")) == "stderr" else "stdout"
         return {"output_type": "stream", "name": name, "text": _text(sent.get("text"))}
     if kind == "error":
         lines = sent.get("traceback")
         lines = [_text(line) for line in lines[:MOST_OUTPUTS]] if type(lines) is list else []
-        told = {"ename": _text(sent.get("ename")), "evalue": _text(sent.get("evalue"))}
-        return {"output_type": "error", **told, "traceback": lines}
+        name, value = _text(sent.get("ename")), _text(sent.get("evalue"))
+        lines = lines if any(line.strip() for line in lines) else [f"{name}: {value}"]  # all that a page shows of it
+        return {"output_type": "error", "ename": name, "evalue": value, "traceback": lines}
     data = sent.get("data")
     if kind not in ("display_data", "execute_result") or type(data) is not dict:
         return None
@@ -69,9 +85,24 @@ def _output(sent: Mapping[str, Any], count: int) -> dict[str, Any] | None:
     return {"output_type": kind, "data": shown, "metadata": {}, **numbered}
 
 
+def _texts(output: Mapping[str, Any]) -> list[str]:
+    said = [output.get(name, "") for name in ("text", "ename", "evalue")]
+    return [*output.get("data", {}).values(), *output.get("traceback", []), *said]
+
+
 def _size(output: Mapping[str, Any]) -> int:
-    texts = [*output.get("data", {}).values(), *output.get("traceback", []), output.get("text", "")]
-    return sum(map(len, texts)) + len(output.get("ename", "")) + len(output.get("evalue", ""))
+    return sum(map(len, _texts(output)))
+
+
+def _written_bytes(output: Mapping[str, Any]) -> int:
+    """Return how much room an output takes in a notebook, where each line stands alone and letters are escaped."""
+    texts = _texts(output)
+    lines = sum(max(1, len(text.splitlines())) for text in texts)
+    return EACH_OUTPUT + EACH_LINE * lines + sum(len(json.dumps(text)) for text in texts)
+
+
+def _said(sentence: str) -> dict[str, Any]:
+    return {"output_type": "stream", "name": "stderr", "text": sentence}
 
 
 def _text(value: Any) -> str:

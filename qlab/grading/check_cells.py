@@ -11,10 +11,12 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from qlab.grading.cell_syntax import Unreadable, python_of
 from qlab.labs import notebooks
 
 CHECKS = "qlab.checks"
-UNREADABLE = (SyntaxError, ValueError, RecursionError, MemoryError)
+UNREADABLE = (Unreadable, SyntaxError, ValueError, RecursionError, MemoryError)
+IPYTHONS = "get_ipython"  # what a magic reads: no cell gives it
 
 
 class NotACheck(ValueError):
@@ -114,13 +116,14 @@ def _imports(release: NotebookNode) -> dict[str, str]:
 def _globals(source: str) -> Iterator[tuple[symtable.Symbol, bool]]:
     """Yield each global name of a cell, once for every scope that has it, and whether that is the outermost."""
     try:
-        scopes = [symtable.symtable(_without_magics(source), "cell", "exec")]
+        scopes = [symtable.symtable(python_of(source), "cell", "exec")]
     except UNREADABLE:
         return
     while scopes:
         scope = scopes.pop()
         outermost = scope.get_type() == "module"
-        yield from ((symbol, outermost) for symbol in scope.get_symbols() if outermost or symbol.is_global())
+        found = [symbol for symbol in scope.get_symbols() if symbol.get_name() != IPYTHONS]
+        yield from ((symbol, outermost) for symbol in found if outermost or symbol.is_global())
         scopes += scope.get_children()
 
 
@@ -131,10 +134,6 @@ def _binds(symbol: symtable.Symbol, *, outermost: bool) -> bool:
 def _parsed(source: str) -> ast.Module:
     """Parse a cell without its magics; a cell that is no Python is an empty one."""
     try:
-        return ast.parse(_without_magics(source))
+        return ast.parse(python_of(source))
     except UNREADABLE:
         return ast.Module([], [])
-
-
-def _without_magics(source: str) -> str:
-    return "\n".join("" if line.lstrip().startswith(("%", "!", "?")) else line for line in source.splitlines())

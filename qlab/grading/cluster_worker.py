@@ -8,6 +8,7 @@ import torch
 from distributed import Worker, WorkerPlugin, get_worker
 
 import qlab
+from qlab.grading import own_memory
 from qlab.grading.limits import Limits
 from qlab.grading.sandbox import LastingSandbox
 from qlab.grading.work import Judged, Task, judge_task
@@ -42,12 +43,14 @@ class Judge:
         self._limits = Limits(**asked["limits"])
         self._releases = {name: nbformat.reads(text, as_version=4) for name, text in asked["releases"].items()}
         self._sandbox = LastingSandbox(limits=self._limits, unsafe=asked["unsafe"])
+        self._data_limit = own_memory.bound()
 
     def judge(self, task: Task) -> Judged:
         return judge_task(task, self._releases[task.notebook], self._sandbox, limits=self._limits)
 
     def close(self) -> None:
         self._sandbox.close()
+        own_memory.restore(self._data_limit)
 
 
 def judged_here(task: bytes, name: str) -> bytes:

@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BAR_WIDTH = 30
+EPILOG = """What is handed in belongs at submitted/NAME/ASSIGNMENT/ASSIGNMENT.ipynb. The CSV file holds what the judge
+gave; final grades, with what was changed by hand in formgrader, come from `nbgrader export`."""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
     """Give `command` the options of a grading run."""
+    command.epilog = EPILOG
     command.add_argument("assignment", nargs="?", help="such as 01_data_types (default: the only one handed in)")
     command.add_argument("--course", type=Path, metavar="FOLDER", help="that holds submitted/ (default: this course)")
     command.add_argument("--student", metavar="NAME", help="grade this one only")
     command.add_argument("--again", action="store_true", help="judge anew what was graded before")
     command.add_argument("--workers", type=int, default=_cores(), metavar="N", help="at once (default: %(default)s)")
-    command.add_argument("--csv", type=Path, metavar="FILE", help="write a row for each exercise of each submission")
+    command.add_argument("--csv", type=Path, metavar="FILE", help="write what the judge gave, a row for each exercise")
     command.add_argument("--picture", type=Path, metavar="FILE", help="draw what the class got wrong, as .svg or .png")
     command.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler whose workers judge")
     command.add_argument(
@@ -37,10 +40,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Grade, print what was found, and return 0 if every submission was graded."""
-    from qlab.grading import cluster, gradebook, journal, places, sandbox  # noqa: PLC0415 - only this command needs them
+    from qlab.grading import cluster, faults, journal, places, sandbox  # noqa: PLC0415 - only this command needs them
     from qlab.grading.run import Order  # noqa: PLC0415
 
-    refusals = (gradebook.NoGradebook, journal.Taken, sandbox.NoIsolation, cluster.NoCluster)
+    refusals = (faults.NoGradebook, faults.NotKept, journal.Taken, sandbox.NoIsolation, cluster.NoCluster)
     try:
         _refuse_odd(parsed)
         found = places.places_of(parsed.course or course.root())
@@ -57,12 +60,14 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _graded(order: "Order", parsed: argparse.Namespace) -> int:
-    from qlab.grading.run import count, grade, ordered  # noqa: PLC0415 - only this command needs it
+    from qlab.grading.faults import NotKept  # noqa: PLC0415 - only this command needs them
+    from qlab.grading.run import count, grade  # noqa: PLC0415
 
     total, ended = count(order), []
+    if not order.student:
+        _tell_misplaced(order)
     if not total:
-        who = f" by {order.student}" if order.student else ""
-        raise ValueError(f"nothing was handed in for {order.assignment}{who} under {order.places.submitted}")
+        raise ValueError(_nothing(order))
     try:
         progress = _Progress(total)
         with contextlib.closing(grade(order)) as ends:
@@ -70,44 +75,80 @@ def _graded(order: "Order", parsed: argparse.Namespace) -> int:
                 ended.append(one)
                 progress.tell(one)
     except KeyboardInterrupt:
-        print(
-            f"\nstopped: {len(ended)} of {total} are graded and safe; the same command goes on with the rest",
-            file=sys.stderr,
-        )
+        print(f"\nstopped: {_safe(ended, total, again=order.again)}", file=sys.stderr)
         return INTERRUPTED
+    except NotKept as error:
+        if not ended:
+            raise NotKept(f"{error}, and run the same command again") from None
+        progress.leave()
+        raise NotKept(f"{error}; {_safe(ended, total, again=order.again)}") from None
+    return _told(ended, order, parsed)
+
+
+def _safe(ended: "list[Ended]", total: int, *, again: bool) -> str:
+    """Say what a run that was broken off has done, and how to go on."""
+    graded = sum(not one.judged.reason for one in ended)
+    without = " without --again" if again and ended else ""
+    return f"{graded} of {total} are graded and safe; the same command{without} goes on with the rest"
+
+
+def _told(ended: "list[Ended]", order: "Order", parsed: argparse.Namespace) -> int:
+    """Print what was found and write what was asked for; the files do not wait for who reads what is printed."""
+    from qlab.grading.run import ordered  # noqa: PLC0415 - only this command needs it
+
     judged = [one.judged for one in ordered(ended)]
-    _print_summary(judged, before=sum(one.before for one in ended))
-    _write_files(judged, parsed)
+    try:
+        _print_summary(judged, before=sum(one.before for one in ended))
+    finally:
+        _write_files(judged, order, parsed)
     return 1 if any(one.reason for one in judged) else 0
 
 
 def _print_summary(judged: "list[Judged]", *, before: int) -> None:
     from qlab.grading import summary  # noqa: PLC0415 - only this command needs it
 
-    print(summary.table(judged))
-    print(f"\nwhat the answers came to:\n{summary.histogram(summary.misconceptions(judged))}\n")
+    print(summary.table(judged), end="\n\n")
+    if counted := summary.misconceptions(judged):
+        print(f"what the answers came to:\n{summary.histogram(counted)}\n")
     failed = sum(bool(one.reason) for one in judged)
     earlier = f", {before} of them by an earlier run" if before else ""
-    print(
-        f"{len(judged) - failed} graded{earlier}; {failed} not graded" if failed else f"{len(judged)} graded{earlier}"
-    )
+    print(f"{len(judged) - failed} graded{earlier}{f'; {failed} not graded' if failed else ''}")
 
 
-def _write_files(judged: "list[Judged]", parsed: argparse.Namespace) -> None:
-    from qlab.grading import summary  # noqa: PLC0415 - only this command needs it
+def _write_files(judged: "list[Judged]", order: "Order", parsed: argparse.Namespace) -> None:
+    from qlab.grading import faults, summary  # noqa: PLC0415 - only this command needs them
 
-    if parsed.csv:
-        summary.write_csv(judged, parsed.csv)
-        print(f"written: {parsed.csv}")
-    if parsed.picture:
-        import matplotlib as mpl  # noqa: PLC0415 - only a picture needs it
+    written = []
+    try:
+        for path, write in (
+            (parsed.csv, partial(summary.write_csv, judged)),
+            (parsed.picture, partial(summary.write_picture, judged, order.assignment)),
+        ):
+            if path:
+                with faults.keeping(path):
+                    write(path)
+                written.append(f"written: {path}\n")
+    except faults.NotKept as error:
+        without = " without --again" if order.again else ""
+        raise faults.NotKept(f"{error}; every grade is safe, and the same command{without} writes it") from None
+    finally:
+        print("".join(written), end="")
 
-        mpl.use("agg")
-        from qlab.plots.misconceptions import misconception_bars  # noqa: PLC0415
 
-        axes = misconception_bars(summary.misconceptions(judged))
-        axes.figure.savefig(parsed.picture)
-        print(f"written: {parsed.picture}")
+def _tell_misplaced(order: "Order") -> None:
+    from qlab.grading.places import misplaced, releases_of  # noqa: PLC0415 - only this command needs them
+
+    for sentence in misplaced(order.assignment, set(releases_of(order.assignment, order.places)), order.places):
+        print(f"qlab grade: {sentence}", file=sys.stderr)
+
+
+def _nothing(order: "Order") -> str:
+    from qlab.grading.places import home, releases_of  # noqa: PLC0415 - only this command needs them
+
+    who = f" by {order.student}" if order.student else ""
+    notebook = min(releases_of(order.assignment, order.places))
+    belongs = home(order.student or "NAME", order.assignment, notebook, order.places)
+    return f"nothing was handed in for {order.assignment}{who}: it belongs at {belongs}"
 
 
 def _cores() -> int:
@@ -133,17 +174,22 @@ def _refuse_odd(parsed: argparse.Namespace) -> None:
         )
     if parsed.workers < 1:
         raise ValueError(f"--workers must be at least 1, got {parsed.workers}")
-    if parsed.picture and parsed.picture.suffix not in (".svg", ".png"):
+    if parsed.picture and parsed.picture.suffix.lower() not in (".svg", ".png"):
         raise ValueError(f"--picture writes .svg or .png, got {parsed.picture}")
+    from qlab.grading.summary import refuse_unwritable  # noqa: PLC0415 - only this command needs it
+
+    for option, path in (("--csv", parsed.csv), ("--picture", parsed.picture)):
+        if path:
+            refuse_unwritable(path, option)
 
 
 def _only_assignment(places: "Places") -> str:
-    from qlab.grading.places import assignments_with_submissions  # noqa: PLC0415 - only this command needs it
+    from qlab.grading.places import assignments_with_submissions, home  # noqa: PLC0415 - only this command needs them
 
     names = assignments_with_submissions(places)
     if len(names) != 1:
-        told = f"say which one: {', '.join(names)}" if names else f"nothing was handed in under {places.submitted}"
-        raise ValueError(told)
+        nothing = f"nothing was handed in: it belongs at {home('NAME', 'ASSIGNMENT', 'ASSIGNMENT', places)}"
+        raise ValueError(f"say which one: {', '.join(names)}" if names else nothing)
     return names[0]
 
 
@@ -166,6 +212,11 @@ class _Progress:
             sys.stderr.write("\n")
         sys.stderr.flush()
 
+    def leave(self) -> None:
+        """Leave the line of the bar, where there is one: something else is to be said."""
+        if self._bar and self._done < self._total:
+            sys.stderr.write("\n")
+
     def _shown(self) -> str:
         filled = round(BAR_WIDTH * self._done / self._total)
         each = (time.monotonic() - self._started) / self._done
@@ -175,8 +226,10 @@ class _Progress:
 
 
 def _line(one: "Ended") -> str:
-    from qlab.grading.summary import plain, remark  # noqa: PLC0415 - only this command needs it
+    from qlab.grading.summary import counted_as, plain, remark  # noqa: PLC0415 - only this command needs it
 
-    won = sum(result.points for result in one.judged.results)
-    said = remark(one.judged) or f"{won} points{' (graded before)' if one.before else ''}"
+    said = remark(one.judged)
+    if not one.judged.reason:
+        won = counted_as(sum(result.points for result in one.judged.results), "point")
+        said = f"{won}{' (graded before)' if one.before else ''}{f'; {said}' if said else ''}"
     return f"{plain(one.judged.student)}: {said}"

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import cache
 from types import ModuleType
@@ -11,6 +11,9 @@ from typing import Any
 
 from qlab.checks.report import Outcome, PartResult, Verdict
 from qlab.grading.names import UNREADABLE, Named, dotted_names
+from qlab.grading.program import Cell
+from qlab.grading.reflection import TOOLS
+from qlab.grading.resolving import ANY
 
 MISCONCEPTION = "uses-the-reference"
 COURSE_WIDE = ("bitsandbytes", "torchao", "peft", "transformers", "qlab.checks")
@@ -46,8 +49,33 @@ def named_in(
     `context` holds the sources of the notebook's other cells that ran before the check: for their imports, and for
     what the answer calls. `functions` are the names the check is given; without them the whole answer is read.
     """
+    cells = [Cell(source, is_answer=True), *map(Cell, context)]
+    return _uses(dotted_names(cells, functions, is_ordered=False), forbidden)
+
+
+def named_in_run(
+    ran: Sequence[str],
+    answer: str,
+    forbidden: Sequence[str],
+    *,
+    functions: Sequence[str],
+    failed: Collection[str] = (),
+) -> tuple[Use, ...]:
+    """Return the forbidden names that an answer uses, where the order is known in which the cells ran.
+
+    `ran` are the sources of all cells that ran before the check, the answer's own among them unless it was cut short;
+    those in `failed` ended in an error, so that a name may still stand for what it stood for before. What a name was
+    given and had lost again by the time it was used does not count.
+    """
+    cells = [Cell(source, source == answer, source not in failed) for source in ran]
+    if answer and answer not in ran:
+        cells.append(Cell(answer, is_answer=True, is_whole=False))
+    return _uses(dotted_names(cells, functions), forbidden)
+
+
+def _uses(names: Iterable[Named], forbidden: Sequence[str]) -> tuple[Use, ...]:
     uses: dict[str, Use] = {}
-    for named in dotted_names(source, context, functions):
+    for named in names:
         name = _match(named, tuple(forbidden))
         if name and name not in uses:
             uses[name] = Use(
@@ -110,12 +138,18 @@ def _match(named: Named, forbidden: tuple[str, ...]) -> str:
     used = named.dotted.removesuffix("()")
     if used == UNREADABLE:
         return used
+    if named.is_answers and (tool := _tool(named.dotted)):
+        return tool
     for name in forbidden:
         if used == name or used.startswith((f"{name}.", f"{name}().")):
             return name
     if used.split(".", maxsplit=1)[0] not in LIBRARIES:
         return ""
-    thing = find(used)
+    return _given_away(used.removesuffix(ANY), forbidden) if used.endswith(ANY) else _found_as(find(used), forbidden)
+
+
+def _found_as(thing: Any, forbidden: tuple[str, ...]) -> str:
+    """Return the forbidden name under which an object is known, or of a module that it comes from."""
     if thing is MISSING or thing is None or isinstance(thing, bool | int | float | str):
         return ""
     home = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None) or ""
@@ -123,6 +157,21 @@ def _match(named: Named, forbidden: tuple[str, ...]) -> str:
         if thing is there or (isinstance(there, ModuleType) and f"{home}.".startswith(f"{name}.")):
             return name
     return ""
+
+
+def _tool(used: str) -> str:
+    """Return by which tool a name reaches what has no name in the source, or nothing."""
+    if used.startswith("."):
+        return used
+    return next((tool for tool in TOOLS if used == tool or used.startswith(f"{tool}.")), "")
+
+
+def _given_away(module: str, forbidden: tuple[str, ...]) -> str:
+    """Return what is forbidden of a module of qlab that is used as a whole, so that any of its names may be meant."""
+    thing = find(module.removesuffix("."))
+    if not isinstance(thing, ModuleType) or not f"{thing.__name__}.".startswith("qlab."):
+        return ""
+    return next((name for name in forbidden if name.startswith(f"{thing.__name__}.")), "")
 
 
 @cache

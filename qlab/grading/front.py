@@ -8,7 +8,6 @@ import faulthandler
 import json
 import os
 import platform
-import resource
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,12 +20,13 @@ from nbformat import NotebookNode
 from traitlets import Any as AnyTrait
 
 import qlab
+from qlab.checks.learner import printable
+from qlab.grading import own_memory
 from qlab.grading.limits import Limits
 from qlab.labs import notebooks
 
 ORDER_FILE = "order.json"
 NO_ISOLATION, NOT_GRADED = 3, 4  # exit statuses
-MOST_OWN_BYTES = 8 * 2**30  # of the judge's own data: an answer that makes it hold more fails its part of the check
 GRACE_SECONDS = 60.0  # beyond a submission's own limit, before the front counts as stuck and ends itself
 
 
@@ -135,8 +135,7 @@ def main(arguments: Sequence[str]) -> None:
     from qlab.grading.session import Session  # noqa: PLC0415 - as above
 
     torch.set_num_threads(1)  # a check is small: threads that wait for each other cost more than they save
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (MOST_OWN_BYTES, hard))
+    own_memory.bound()
     faulthandler.dump_traceback_later(Limits().submission_seconds + GRACE_SECONDS, exit=True)
     order = Order.read(Path(arguments[arguments.index("-f") + 1]).parent)
     release = notebooks.read(Path(order.release))
@@ -156,7 +155,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def _stop(status: int, sentence: str) -> None:
     """End the process at once, so that nbgrader reports a failure instead of a grade."""
-    print(f"qlab: {sentence}", file=sys.stderr, flush=True)
+    print(f"qlab: {printable(sentence)}", file=sys.stderr, flush=True)
     os._exit(status)
 
 

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,16 +11,13 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from qlab.grading.faults import NoGradebook, first_line, gradebook_fault, quiet_nbgrader, whole_or_none
 from qlab.grading.places import Places
 from qlab.grading.work import Judged
 from qlab.labs import notebooks
 
 NO_RESPONSE = "No response."  # nbgrader's own words for an answer that was not touched
 NEEDS_NBGRADER = 'grading needs nbgrader for its gradebook: pip install -c constraints.txt -e ".[teach]"'
-
-
-class NoGradebook(RuntimeError):
-    """The gradebook cannot be used; the text says why in one sentence."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,19 @@ class Book:
         except ImportError:
             raise NoGradebook(NEEDS_NBGRADER) from None
         self._api, self._places, self._name = api, places, assignment
-        with own_tools():
+        self._is_read = False
+        with self._told(), own_tools(), whole_or_none(places.database):
             self._book = api.Gradebook(places.database, places.course_id)
-        self._assignment = self._book.update_or_create_assignment(assignment).id
-        for name, release in releases.items():
-            if not self._knows(name, release):
-                self._save_cells(name, release)
-        self._read_ids()
+        try:
+            with self._told():
+                self._assignment = self._book.update_or_create_assignment(assignment).id
+                for name, release in releases.items():
+                    if not self._knows(name, release):
+                        self._save_cells(name, release)
+                self._read_ids()
+        except NoGradebook:
+            self.close()
+            raise
 
     def close(self) -> None:
         self._book.close()
@@ -59,6 +62,8 @@ class Book:
 
     def holds(self, judged: Judged) -> bool:
         """Tell whether the gradebook has exactly these points already."""
+        if not self._is_read:
+            return False
         submitted = self._submitted.get((judged.student, judged.notebook))
         points = {self._cells[judged.notebook].get(r.grade_id): float(r.points) for r in judged.results}
         return submitted is not None and points == self._scores.get(submitted, {})
@@ -66,17 +71,32 @@ class Book:
     def write(self, graded: Sequence[Graded]) -> None:
         """Write the points of some submissions, all or none; writing them again changes nothing."""
         session = self._book.db
-        try:
-            for one in graded:
-                self._add_submission(one)
-            self._set_grades(graded)
-            self._set_comments(graded)
-            session.commit()
-            self._set_penalties(graded)
-        except Exception as error:
-            session.rollback()
-            self._read_ids()
-            raise NoGradebook(f"the gradebook {self._places.database} could not be written: {_first(error)}") from error
+        with self._told():
+            try:
+                if not self._is_read:
+                    self._read_ids()
+                for one in graded:
+                    self._add_submission(one)
+                self._set_grades(graded)
+                self._set_comments(graded)
+                session.commit()
+                self._set_penalties(graded)
+            except Exception:
+                self._is_read = False
+                with suppress(Exception):  # what broke the writing may break this too
+                    session.rollback()
+                raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say in one sentence what went wrong with the gradebook, whatever nbgrader and its database raise for it."""
+        with quiet_nbgrader():
+            try:
+                yield
+            except NoGradebook:
+                raise
+            except Exception as error:
+                raise gradebook_fault(error, self._places.database) from error
 
     def _knows(self, name: str, release: NotebookNode) -> bool:
         """Tell whether the gradebook's cells of a notebook are those of the release."""
@@ -99,7 +119,7 @@ class Book:
         try:
             SaveCells().preprocess(release, {"nbgrader": where})
         except RuntimeError as error:  # the cells are others, and grades for the old ones are there
-            raise NoGradebook(f"the gradebook knows {self._name} with other cells: {_first(error)}") from None
+            raise NoGradebook(f"the gradebook knows {self._name} with other cells: {first_line(error)}") from None
 
     def _read_ids(self) -> None:
         """Read what of this assignment is there already, in a few queries, however many submissions there are."""
@@ -127,6 +147,7 @@ class Book:
             if notebook in known:
                 self._scores.setdefault(notebook, {})[cell] = score
         session.rollback()  # ends the reading transaction: others may write
+        self._is_read = True
 
     def _cell_ids(self, kind: Any, notebook: str) -> dict[str, str]:
         return {n: i for n, i in self._book.db.query(kind.name, kind.id).filter(kind.notebook_id == notebook)}
@@ -214,8 +235,3 @@ def own_tools() -> Iterator[None]:
         yield
     finally:
         os.environ["PATH"] = before
-
-
-def _first(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0][:200] if lines else type(error).__name__

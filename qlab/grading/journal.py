@@ -9,7 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from qlab.grading.faults import keeping
 from qlab.grading.work import Judged
+
+WHOLE_CLASS, ONE_STUDENT = "class", "student"
 
 
 class Taken(RuntimeError):
@@ -18,21 +21,31 @@ class Taken(RuntimeError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the journal: when something was judged, and what was found; the notebook itself lies elsewhere."""
+    """One line of the journal: when something was judged, and what was found; the notebook itself lies elsewhere.
+
+    The first line of a run that judges anew says in `again` whose earlier lines no longer count.
+    """
 
     at: str
     judged: Judged
+    again: str = ""
 
 
 class Journal:
-    """An append-only file of one JSON object a line; each is on disk before `add` returns."""
+    """An append-only file of one JSON object a line; each is on disk before `add` returns.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    `again` says whom this run judges anew: what it has not come to when it is stopped, the next run judges as well.
+    Errors:  NotKept, from every method that writes.
+    """
+
+    def __init__(self, path: Path, *, again: str = "") -> None:
         self.unreadable = 0
+        self._path, self._again = path, again
         self._graded: dict[str, Entry] = {}
-        self._file = path.open("a+b")
-        self._read()
+        with keeping(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+b")
+            self._read()
 
     def graded(self, key: str) -> Entry | None:
         """Return the last entry that graded what has this key; what was not graded has none."""
@@ -40,17 +53,21 @@ class Journal:
 
     def add(self, judged: Judged) -> Entry:
         """Append what was found, without the notebook, and wait until it is on disk."""
-        entry = Entry(datetime.now(UTC).isoformat(timespec="seconds"), replace(judged, graded=""))
+        entry = Entry(datetime.now(UTC).isoformat(timespec="seconds"), replace(judged, graded=""), self._again)
         fields = asdict(entry.judged)
         del fields["graded"]
-        self._file.write(json.dumps({"at": entry.at, **fields}).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        marked = {"again": entry.again} if entry.again else {}
+        with keeping(self._path):
+            self._file.write(json.dumps({"at": entry.at, **marked, **fields}).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._again = ""
         self._remember(entry)
         return entry
 
     def close(self) -> None:
-        self._file.close()
+        with keeping(self._path):
+            self._file.close()
 
     def __enter__(self) -> "Journal":
         return self
@@ -71,6 +88,9 @@ class Journal:
             self._file.write(b"\n")
 
     def _remember(self, entry: Entry) -> None:
+        if entry.again:
+            own = (entry.judged.student,) if entry.again == ONE_STUDENT else ()
+            self._graded = {key: one for key, one in self._graded.items() if own and one.judged.student not in own}
         if not entry.judged.reason:
             self._graded[entry.judged.key] = entry
 
@@ -78,7 +98,8 @@ class Journal:
 def _entry(line: bytes) -> Entry | None:
     try:
         fields: dict[str, Any] = json.loads(line)
-        return Entry(fields.pop("at"), Judged.from_dict(fields))
+        at, again = fields.pop("at"), fields.pop("again", "")
+        return Entry(at, Judged.from_dict(fields), again)
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -87,18 +108,21 @@ def _entry(line: bytes) -> Entry | None:
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends.
 
-    Errors:  Taken if another grader holds it.
+    Errors:  Taken if another grader holds it; NotKept if there can be none.
     """
     import fcntl  # noqa: PLC0415 - not on Windows, where nothing is graded
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise Taken(f"another grader is at work on this course (process {file.read(20).strip()})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    with keeping(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+b", buffering=0)  # what cannot be written is not tried again when it is closed
+    with file:
+        with keeping(path):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read(20).decode("ascii", "replace").strip()
+                raise Taken(f"another grader is at work on this course (process {holder})") from None
+            file.truncate(0)
+            file.write(str(os.getpid()).encode())
         yield

@@ -66,10 +66,10 @@ class LearnerProcess:
             self._kernel.kill()
         raise Ungradable(f"the sandbox failed: a process of its own making did not start ({why})")
 
-    def answers(self) -> bool:
+    def answers(self, *, seconds: float = READY_SECONDS) -> bool:
         """Tell whether the process is there."""
         with contextlib.suppress(Crashed, NotAnswered):
-            self.peer.call("ready", seconds=READY_SECONDS)
+            self.peer.call("ready", seconds=seconds)
         return not self.peer.ended
 
     def give_up(self, why: str) -> None:
@@ -103,18 +103,19 @@ class LearnerProcess:
                 return found, name
         return found, ""
 
-    def watch(self, forbidden: Sequence[str], given: Sequence[str]) -> None:
+    def watch(self, forbidden: Sequence[str], given: Sequence[str], *, seconds: float = READY_SECONDS) -> None:
         """Have the sandbox note from now on which forbidden names the learner's functions of the given names use."""
         with contextlib.suppress(Crashed, NotAnswered):
-            self.peer.call("watch", list(forbidden), list(given), seconds=READY_SECONDS)
+            self.peer.call("watch", list(forbidden), list(given), seconds=seconds)
 
-    def uses(self, forbidden: Sequence[str]) -> list[Use]:
+    def uses(self, forbidden: Sequence[str], *, seconds: float = READY_SECONDS) -> list[Use]:
         """Return which of these names were used since `watch`, as far as the sandbox tells."""
         told: Any = None
         with contextlib.suppress(Crashed, NotAnswered):
-            told = self.peer.call("uses", seconds=READY_SECONDS)
+            told = self.peer.call("uses", seconds=seconds)
         pairs = [entry for entry in told if type(entry) is tuple and len(entry) == 2] if type(told) is list else []
-        return [Use(name, how[:100]) for name, how in pairs if name in forbidden and type(how) is str]
+        texts = [(name, how) for name, how in pairs if type(name) is type(how) is str]
+        return [Use(name, how[:100]) for name, how in texts if name in forbidden]
 
     def death(self) -> Death | None:
         """Tell why the process has ended, if a call found it so."""

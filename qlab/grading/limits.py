@@ -18,6 +18,7 @@ class Limits:
     memory_bytes: int = 4096 * MIB
     scratch_bytes: int = 256 * MIB
     output_bytes: int = 1 * MIB
+    notebook_output_bytes: int = 16 * MIB
     message_bytes: int = 256 * MIB
     processes: int = 64
     open_files: int = 256

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from nbformat import NotebookNode
 
@@ -11,10 +12,26 @@ from qlab.labs import notebooks
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A cell that ran and did not end its process."""
+    """A cell that ran and did not end its process, with the global names that it binds, reads and may change."""
 
     source: str
     name: str = ""
+
+    @cached_property
+    def bound(self) -> frozenset[str]:
+        return bound_names(self.source)
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        return used_names(self.source)
+
+    @cached_property
+    def touched(self) -> frozenset[str]:
+        return touched_names(self.source)
+
+    @cached_property
+    def imported(self) -> frozenset[str]:
+        return imported_names(self.source)
 
 
 class History:
@@ -45,34 +62,30 @@ class History:
     def needed(self, names: Iterable[str]) -> list[Entry]:
         """Return the cells without which these global names do not mean what they meant."""
         wanted, kept = set(names), self._entries[:1]
-        imported = frozenset().union(*(imported_names(entry.source) for entry in self._entries))
-        wanted |= {name for entry in kept for name in used_names(entry.source)}
+        imported = frozenset().union(*(entry.imported for entry in self._entries))
+        wanted |= {name for entry in kept for name in entry.used}
         left = self._entries[1:]
         while more := [entry for entry in left if self._changes(entry, imported) & wanted]:
             kept = kept + more
             left = [entry for entry in left if entry not in more]
-            wanted = wanted.union(*(used_names(entry.source) for entry in more))
-        return [entry for entry in self._entries if entry in kept]
+            wanted = wanted.union(*(entry.used for entry in more))
+        chosen = set(kept)
+        return [entry for entry in self._entries if entry in chosen]
 
     def missing(self, names: Iterable[str], done: Collection[Entry]) -> list[Entry] | None:
         """Return the cells that a process lacks which has run some; None if it is too late to run them there."""
         if len(done) == len(self._entries):
             return []
         missing = [entry for entry in self.needed(names) if entry not in done]
-        overwritten = frozenset().union(*(bound_names(entry.source) for entry in missing))
+        overwritten = frozenset().union(*(entry.bound for entry in missing))
         later = self._entries[self._entries.index(missing[0]) :] if missing else []
-        return None if any(e in done and bound_names(e.source) & overwritten for e in later) else missing
+        return None if any(e in done and e.bound & overwritten for e in later) else missing
 
     def is_least(self, names: Iterable[str], done: Collection[Entry]) -> bool:
         """Tell whether a process has run no cell but those needed for these names."""
         return len(done) == len([entry for entry in self.needed(names) if entry in done])
 
-    def binding(self, names: Collection[str]) -> list[str]:
-        """Return the sources of the learner's cells that give one of these names a value."""
-        own = [entry.source for entry in self._entries if entry.source.strip() not in self._furniture]
-        return [source for source in own if bound_names(source).intersection(names)]
-
     def _changes(self, entry: Entry, imported: frozenset[str]) -> frozenset[str]:
         if entry.source.strip() in self._furniture:
-            return bound_names(entry.source)
-        return bound_names(entry.source) | touched_names(entry.source) - imported
+            return entry.bound
+        return entry.bound | entry.touched - imported

@@ -14,16 +14,16 @@ from typing import Any
 import nbformat
 
 import qlab
-from qlab.grading.gradebook import Book, Graded, NoGradebook
-from qlab.grading.journal import Journal, locked
-from qlab.grading.places import Found, Places, handed_in, releases_of
+from qlab.grading.faults import NoGradebook, keeping
+from qlab.grading.gradebook import Book, Graded
+from qlab.grading.journal import ONE_STUDENT, WHOLE_CLASS, Journal, locked
+from qlab.grading.places import TIMESTAMP, Found, Places, handed_in, releases_of
 from qlab.grading.submission import Refused, content_of
 from qlab.grading.work import Judged, Task
 
 Mapper = Callable[..., Iterator[Judged]]
 MOST_UNWRITTEN = 25  # submissions in one transaction of the gradebook
 SECONDS_UNWRITTEN = 3.0
-TIMESTAMP = "timestamp.txt"
 LONGEST_TIMESTAMP = 200
 
 
@@ -55,12 +55,14 @@ def count(order: Order) -> int:
 def grade(order: Order) -> Iterator[Ended]:
     """Grade what was handed in and is not graded yet, and yield each submission's end once it is safely recorded.
 
-    Errors:  Taken if another grader is at work; NoIsolation, NoGradebook, NotALab, each before anything is graded.
+    Errors:  Taken if another grader is at work; NoIsolation, NoGradebook, NotALab, each before anything is graded;
+             NotKept once something cannot be put on disk: what was yielded is there.
     """
     releases = releases_of(order.assignment, order.places)
+    anew = (ONE_STUDENT if order.student else WHOLE_CLASS) if order.again else ""
     with (
         locked(order.places.records / "lock"),
-        Journal(order.places.records / f"{order.assignment}.jsonl") as journal,
+        Journal(order.places.records / f"{order.assignment}.jsonl", again=anew) as journal,
         Book(order.assignment, releases, order.places) as book,
         contextlib.closing(_Run(order, journal, book)) as run,
     ):
@@ -152,14 +154,21 @@ class _Run:
 
 
 def write_durably(content: bytes, path: Path) -> None:
-    """Write a file whole, and wait until it is on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole, and wait until it is on disk.
+
+    Errors:  NotKept if it cannot be written; what was there before still is.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with keeping(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _key(found: Found, content: bytes, release: str) -> str:

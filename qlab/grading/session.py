@@ -12,7 +12,15 @@ from qlab.checks.report import Verdict
 from qlab.grading import cell_runs, forbidden, verdicts
 from qlab.grading.cell_runs import CellRun
 from qlab.grading.check_cells import CheckCell, NotACheck, bound_names, check_cells, used_names
-from qlab.grading.learner_process import Death, Died, Kernels, LearnerProcess, Ungradable
+from qlab.grading.learner_process import (
+    GRACE_SECONDS,
+    READY_SECONDS,
+    Death,
+    Died,
+    Kernels,
+    LearnerProcess,
+    Ungradable,
+)
 from qlab.grading.limits import Limits
 from qlab.grading.replay import Entry, History
 
@@ -48,7 +56,8 @@ class Session:
         self._restarts_left, self._failures = RESTARTS_EACH * len(self.checks) + 2, 0
         self._deadline = math.inf
         self._lost: dict[str, str] = {}
-        self._characters_left = LONGEST_NOTEBOOK
+        self._failed: set[str] = set()
+        self._characters_left, self._output_bytes_left = LONGEST_NOTEBOOK, limits.notebook_output_bytes
 
     def run_cell(self, source: str, *, name: str = "") -> CellRun:
         """Run a cell in the sandbox and return what it gave."""
@@ -72,9 +81,12 @@ class Session:
                 return _of_the_dead(died)
             run = cell_runs.read(sent, count=self.count, seconds=taken, most_bytes=2 * self._limits.output_bytes)
             if run.status != "ok":
+                self._failed.add(source)
                 self._note(name, source, cell_runs.error_of(run))
             if run.status != "timeout":
                 process.done.append(self._history.add(source, name))
+            run, taken_bytes = cell_runs.kept(run, self._output_bytes_left)
+            self._output_bytes_left -= taken_bytes
             return run
 
     def run_check(self, source: str, *, answers: Mapping[str, str] = NO_ANSWERS) -> Verdict:
@@ -94,12 +106,12 @@ class Session:
         while True:
             try:
                 process = self._ready(cell.names)
+                process.watch(named, cell.names, seconds=self._patience())
+                seconds = min(self._limits.check_seconds, self._time_left())
             except NoMore as reason:
                 return verdicts.crashed(cell, f"This was not checked: {reason}.")
-            process.watch(named, cell.names)
-            seconds = min(self._limits.check_seconds, self._left())
             verdict = verdicts.judged(cell, process, draw, seconds=seconds, lost=self._lost)
-            uses = [*self._uses(cell, named, answers), *process.uses(named)]
+            uses = [*self._uses(cell, named, answers), *process.uses(named, seconds=self._patience())]
             if death := process.death():
                 verdict = verdicts.after_death(verdict, process.peer.ended, death.why)
                 if again := self._may_try_again(death, cell.names, again):
@@ -128,14 +140,12 @@ class Session:
         if self._deadline == math.inf:
             self._deadline = time.monotonic() + self._limits.submission_seconds
         while True:
-            if self._left() <= 0:
-                limit = self._limits.submission_seconds
-                raise NoMore(f"the notebook ran for {limit:g} seconds and was stopped")
+            self._time_left()
             if self._restarts_left < 0:
                 raise NoMore("the notebook has ended its own process too often")
             if self._process is None:
                 self._process = LearnerProcess(self._kernels)
-            elif not self._process.answers():
+            elif not self._process.answers(seconds=self._patience()):
                 self._bury(self._process.death())
                 continue
             missing = self._history.missing(names, self._process.done)
@@ -167,13 +177,9 @@ class Session:
         self._lost |= dict.fromkeys({name, *bound_names(source)} - {""}, why)
 
     def _uses(self, cell: CheckCell, named: Sequence[str], answers: Mapping[str, str]) -> Sequence[forbidden.Use]:
-        """Read the cells that define what the check is given, and what they use of the others."""
-        ran = self._history.sources
-        answer = answers.get(cell.answer, "")
-        own = [*([answer] if answer in ran else []), *self._history.binding(cell.names)]
-        context = [source for source in ran if source not in own]
-        read = [forbidden.named_in(source, context, named, functions=cell.names) for source in dict.fromkeys(own)]
-        return [use for uses in read for use in uses]
+        """Read what the check is given, and what it uses of the cells that ran."""
+        answer, ran = answers.get(cell.answer, ""), self._history.sources
+        return forbidden.named_in_run(ran, answer, named, functions=cell.names, failed=self._failed)
 
     def _bury(self, death: Death) -> bool:
         """Put a dead process away and tell whether the sandbox is to blame, so that what ran may run once more.
@@ -195,6 +201,19 @@ class Session:
 
     def _left(self) -> float:
         return self._deadline - time.monotonic()
+
+    def _time_left(self) -> float:
+        """Return the seconds that the submission has left.
+
+        Errors:  NoMore if there are none.
+        """
+        if (left := self._left()) <= 0:
+            raise NoMore(f"the notebook ran for {self._limits.submission_seconds:g} seconds and was stopped")
+        return left
+
+    def _patience(self) -> float:
+        """Return how long the process may take for what the judge itself asks of it."""
+        return min(READY_SECONDS, max(self._left(), GRACE_SECONDS))
 
 
 def _of_the_dead(died: Died) -> CellRun:

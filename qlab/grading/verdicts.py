@@ -36,20 +36,16 @@ def judged(cell: CheckCell, process: LearnerProcess, draw: Draw, *, seconds: flo
 
     `lost` tells why cells did not end well, by their names and by the names that they were to define.
     """
-    with (
-        process.peer.within(seconds),
-        _alarm(seconds + READING_SECONDS, process),
-        judging(),
-        torch.random.fork_rng(devices=[]),
-    ):
+    with process.peer.within(seconds), judging(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(draw.global_seed)
         try:
-            functions, missing = process.look_up(cell.names)
-            if process.peer.ended:
-                return crashed(cell, process.peer.ended)
-            if missing:
-                return crashed(cell, _missing(missing, lost.get(missing) or lost.get(cell.answer)))
-            return cell.check(*functions, seed=draw.seed)
+            with _alarm(seconds + READING_SECONDS, process):
+                functions, missing = process.look_up(cell.names)
+                if process.peer.ended:
+                    return crashed(cell, process.peer.ended)
+                if missing:
+                    return crashed(cell, _missing(missing, lost.get(missing) or lost.get(cell.answer)))
+                return cell.check(*functions, seed=draw.seed)
         except Exception as error:  # outside every part of the check; its text may hold what the check drew
             unread = f"What your code gave could not be read ({type(error).__name__})."
             return crashed(cell, process.peer.ended or unread)
@@ -67,10 +63,15 @@ def _missing(name: str, why: str | None) -> str:
 
 
 def after_death(verdict: Verdict, ended: str, why: str) -> Verdict:
-    """Let the parts that found the process dead say why it is."""
-    said = f"While this was checked, {why}."
-    parts = tuple(_with_thought(part, said) if part.message == ended else part for part in verdict.parts)
-    return replace(verdict, parts=parts)
+    """Let the part that found the process dead say why it is, and those after it that they were not checked."""
+    parts, said = list[PartResult](), f"While this was checked, {why}."
+    for part in verdict.parts:
+        if part.message == ended:
+            parts.append(_with_thought(part, said))
+            said = f"This was not checked: the process had ended before ({why})."
+        else:
+            parts.append(part)
+    return replace(verdict, parts=tuple(parts))
 
 
 def _with_thought(part: PartResult, thought: str) -> PartResult:
@@ -89,9 +90,11 @@ def _alarm(seconds: float, process: LearnerProcess) -> Iterator[None]:
         raise Crashed(process.peer.ended)
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it may ring until this line is done
+        finally:
+            signal.signal(signal.SIGALRM, before)

@@ -79,15 +79,24 @@ def judge_task(task: Task, release: NotebookNode, sandbox: "Sandbox", *, limits:
         return Judged(**who, reason=str(error))
     except Exception as error:  # a fault of the judge's own must not cost a grade, nor stop the others
         return Judged(**who, reason=f"the judge itself failed: {type(error).__name__}: {' '.join(str(error).split())}")
+    repairs = (*submission.repairs, *found.repairs)
+    graded = _with_note(found.notebook, repairs) if repairs else found.notebook
     return Judged(
         **who,
         results=found.results,
-        graded=nbformat.writes(found.notebook).encode("utf-8", "replace").decode(),  # an output may hold half a letter
+        graded=nbformat.writes(graded).encode("utf-8", "replace").decode(),  # an output may hold half a letter
         untouched=_untouched(submission.notebook, release),
-        repairs=(*submission.repairs, *found.repairs),
+        repairs=repairs,
         seconds=found.seconds,
         cpu_seconds=found.cpu_seconds,
     )
+
+
+def _with_note(notebook: NotebookNode, repairs: tuple[str, ...]) -> NotebookNode:
+    """Say on top of a graded notebook what was mended in it."""
+    text = "\n".join(["**Mended before it was graded:**", "", *(f"- {repair}" for repair in repairs)])
+    note = NotebookNode(cell_type="markdown", id="repairs", metadata=NotebookNode(), source=text)
+    return NotebookNode(notebook | {"cells": [note, *notebook.cells]})
 
 
 def _untouched(notebook: NotebookNode, release: NotebookNode) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection, wait
 
 import nbformat
 
-from qlab.grading import judge  # noqa: F401 - imported once, before the workers are forked
+from qlab.grading import judge, own_memory  # noqa: F401 - judge is imported once, before the workers are forked
 from qlab.grading.lending import BorrowedSandbox, lend
 from qlab.grading.limits import Limits
 from qlab.grading.nursery import Nursery
@@ -150,6 +150,7 @@ def _work(pipe: Connection, borrowed: socket.socket, *, releases: Mapping[str, s
     import torch  # noqa: PLC0415 - imported long before, by the process this one is forked from
 
     torch.set_num_threads(1)
+    own_memory.bound()
     notebooks = {name: nbformat.reads(text, as_version=4) for name, text in releases.items()}
     sandbox = BorrowedSandbox(borrowed, limits=limits)
     while True:

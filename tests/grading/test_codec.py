@@ -17,7 +17,7 @@ from qlab.checks.report import Outcome, PartResult
 from qlab.grading.limits import Limits
 from qlab.grading.peer import budget
 from qlab.grading.peer.budget import TooLarge
-from qlab.grading.peer.reading import Malformed, Reader
+from qlab.grading.peer.reading import PROGRESS, Malformed, Reader, set_state
 from qlab.grading.peer.tensors import DTYPES, MOST_BYTES, NO_NUMBERS
 from qlab.grading.peer.writing import Writer
 
@@ -332,6 +332,40 @@ def test_what_all_tensors_of_a_message_show_is_bounded():
         written([wide, wide, wide])
     with pytest.raises(TooLarge, match="show more"):
         read(b"l" + (3).to_bytes(4, "big") + written(wide) * 3)
+
+
+def test_the_texts_of_a_message_are_bounded(monkeypatch):
+    data = b"l" + (3).to_bytes(4, "big") + 3 * (b"s" + (40).to_bytes(4, "big") + b"\xff" * 40)
+    monkeypatch.setattr(budget, "MOST_TEXT", 120)
+    assert read(data) == ["\ufffd" * 40] * 3
+    monkeypatch.setattr(budget, "MOST_TEXT", 119)
+    with pytest.raises(TooLarge, match="texts are longer"):
+        read(data)
+    with pytest.raises(TooLarge, match="texts are longer"):
+        written(["x" * 60, "x" * 60])
+
+
+@pytest.mark.parametrize("draws", [0, 1, 623, 624, 625, 2_000])
+def test_a_generator_takes_the_states_that_generators_have(draws):
+    one, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(4)
+    for _ in range(draws):
+        torch.randint(0, 9, (1,), generator=one)
+    set_state(other, one.get_state().numpy().tobytes())
+    assert torch.equal(torch.rand(700, generator=one), torch.rand(700, generator=other))
+
+
+@pytest.mark.parametrize(("left", "place"), [(624, 624), (624, 600), (1, 625), (0, 625), (-1, 626), (1, 1), (2, 0)])
+def test_a_generator_takes_no_state_that_it_would_read_past(left, place):
+    state = bytearray(torch.Generator().get_state().numpy().tobytes())
+    PROGRESS.pack_into(state, 0, 1, left, 1, place)
+    with pytest.raises(Malformed):
+        set_state(torch.Generator(), bytes(state))
+
+
+@pytest.mark.parametrize("state", [b"", b"x", bytes(5056)])
+def test_a_generator_takes_no_other_bytes(state):
+    with pytest.raises(Malformed):
+        set_state(torch.Generator(), state)
 
 
 def test_an_endless_range_does_not_cross():

@@ -12,8 +12,8 @@ import pytest
 
 from qlab.checks.report import Outcome, PartResult, Verdict
 from qlab.grading import forbidden
-from qlab.grading.check_cells import check_cells
-from qlab.grading.forbidden import COURSE_WIDE, MISSING, Use, find, forbidden_for, named_in, refused
+from qlab.grading.check_cells import bound_names, check_cells, touched_names, used_names
+from qlab.grading.forbidden import COURSE_WIDE, MISSING, Use, find, forbidden_for, named_in, named_in_run, refused
 from qlab.labs import notebooks
 from tests.answers.bank import Answer, answers_of
 
@@ -83,6 +83,7 @@ def test_the_solutions_and_what_surrounds_them_use_nothing_forbidden(lab: str):
         forbids = forbidden_for(cell.check)
         assert not named_in(answer, others, forbids, functions=cell.names)
         assert not named_in(answer, others, forbids)
+        assert not named_in_run(sources, answer, forbids, functions=cell.names)
 
 
 @pytest.mark.parametrize("lab", LABS)
@@ -97,6 +98,9 @@ def test_of_the_banks_right_answers_only_qlabs_own_and_second_systems_are_named(
             if path.exists() and name in (source := plain_source(path)):
                 found = named_in(source, (), forbids, functions=[name])
                 assert not found, f"{answer.exercise}, {answer.name}: {found}"
+                if name in bound_names(source):
+                    found = named_in_run([source], source, forbids, functions=[name])
+                    assert not found, f"{answer.exercise}, {answer.name}: {found}"
 
 
 GUARDED = """
@@ -185,6 +189,9 @@ def test_a_reference_in_place_of_an_answer_is_named(way: str):
     (use,) = named_in(UNFAIR[way], (), QUANTIZE, functions=["f"])
     assert use.name == "qlab.quantize.quantize_with"
     assert named_in(UNFAIR[way], (), QUANTIZE)
+    if way != "through globals":  # where its own function comes last
+        (use,) = named_in_run([UNFAIR[way]], UNFAIR[way], QUANTIZE, functions=["f"])
+        assert use.name == "qlab.quantize.quantize_with"
 
 
 FAIR = {
@@ -208,6 +215,172 @@ FAIR = {
 @pytest.mark.parametrize("way", FAIR)
 def test_a_fair_use_is_not_named(way: str):
     assert named_in(FAIR[way], (), QUANTIZE, functions=["f"]) == ()
+    assert (
+        "def f" not in FAIR[way]
+        or way == "no Python"
+        or not named_in_run([FAIR[way]], FAIR[way], QUANTIZE, functions=["f"])
+    )
+
+
+SETUP = "import torch\nfrom qlab import quantize"
+OWN = "def f(x):\n    total = torch.zeros(())\n    return total + x"
+BESIDE = {
+    "a method of the name eval": "model = quantize.quantize_with(1)\nmodel.eval()",
+    "the same name imported": "from qlab.quantize import quantize_with as f\nprint(f(1))",
+    "all names imported": "from qlab.quantize import *",
+    "an earlier draft": "def f(x): return quantize.quantize_with(x)",
+    "an earlier draft in a class": "class f:\n    g = quantize.quantize_with",
+    "vars": "want = quantize.quantize_with(1)\nprint(vars(want).keys(), quantize.quantize_with(2))",
+    "eval": "print(eval('1 + 1'), quantize.quantize_with(1))",
+    "eval of what cannot be read": "for code in ['1']:\n    print(eval(code), quantize.quantize_with(1))",
+    "globals asked": "print('want' in globals(), quantize.quantize_with(1))",
+    "globals written": "globals()['want'] = quantize.quantize_with(1)\nglobals().update(more=quantize.quantize_with)",
+    "setattr": "class Kept: pass\nkept = Kept()\nsetattr(kept, 'want', quantize.quantize_with(1))",
+    "a local's name": "total = quantize.quantize_with(torch.ones(3))",
+    "magics": "f_time = %timeit -o quantize.quantize_with(1)\nquantize.quantize_with?\nfiles = !ls",
+}
+
+
+@pytest.mark.parametrize("way", BESIDE)
+def test_what_stands_beside_an_answer_is_not_named(way: str):
+    assert named_in_run([SETUP, BESIDE[way], OWN], OWN, QUANTIZE, functions=["f"]) == ()
+    if "f" not in bound_names(BESIDE[way]) and "*" not in BESIDE[way]:
+        assert named_in(OWN, [SETUP, BESIDE[way]], QUANTIZE, functions=["f"]) == ()
+        assert named_in_run([SETUP, OWN, BESIDE[way]], OWN, QUANTIZE, functions=["f"]) == ()
+
+
+@pytest.mark.parametrize("way", ["the same name imported", "an earlier draft", "an earlier draft in a class"])
+def test_what_comes_after_an_answer_or_instead_of_it_is_named(way: str):
+    assert named_in_run([SETUP, OWN, BESIDE[way]], OWN, QUANTIZE, functions=["f"])
+    assert named_in_run([SETUP, BESIDE[way], f"1 / 0\n{OWN}"], "", QUANTIZE, functions=["f"], failed=[f"1 / 0\n{OWN}"])
+
+
+OWN_NAMES = {
+    "captured by a pattern": "def f(x):\n    match x:\n        case (want, *_):\n            return want",
+    "the rest of a pattern": "def f(x):\n    match x:\n        case {'a': 1, **want}:\n            return want",
+    "of a class's body": "class Sum:\n    want = 0.0\n    half = want / 2\ndef f(x): return Sum.half",
+}
+
+
+@pytest.mark.parametrize("way", OWN_NAMES)
+def test_a_name_of_the_answers_own_is_not_the_notebooks(way: str):
+    other = "want = quantize.quantize_with(1)"
+    assert named_in(OWN_NAMES[way], [SETUP, other], QUANTIZE, functions=["f"]) == ()
+    assert named_in_run([SETUP, other, OWN_NAMES[way]], OWN_NAMES[way], QUANTIZE, functions=["f"]) == ()
+
+
+def test_a_class_reads_a_name_of_the_notebook_until_it_has_its_own():
+    for body in ("want = want", "want = 1\n    def g(self): return want(1)"):
+        source = f"class Sum:\n    {body}\ndef f(x): return Sum().g(x)"
+        assert named_in(source, [SETUP, "want = quantize.quantize_with"], QUANTIZE, functions=["f"])
+
+
+@pytest.mark.parametrize("names", [4, 8])
+def test_variables_made_of_each_other_are_read(names: int):
+    lines = [
+        f"    v{i % names} = v{(i + 1) % names}.sub(v{(3 * i + 2) % names}).add(v{i // 3 % names})" for i in range(60)
+    ]
+    source = "\n".join(["def f(x):", *(f"    v{i} = x.clone()" for i in range(names)), *lines, "    return v0"])
+    assert named_in(source, (), QUANTIZE, functions=["f"]) == ()
+    cyclic = source.replace("return v0", "v1 = quantize\n    v0 = v1\n    v1 = v0\n    return v0.quantize_with(x)")
+    (use,) = named_in(cyclic, [SETUP], QUANTIZE, functions=["f"])
+    assert use.name == QUANTIZE[0]
+
+
+def test_names_are_read_as_of_the_time_they_are_used():
+    swapped = "g = quantize.quantize_with\ndef get(): return g\nf = get()\ng = None\ndef get(): pass"
+    assert named_in_run([SETUP, swapped], swapped, QUANTIZE, functions=["f"])
+    kept = "g = quantize.quantize_with\nprint(g(1))\ng = torch.round\ndef f(x): return g(x)"
+    assert named_in_run([SETUP, kept], kept, QUANTIZE, functions=["f"]) == ()
+    turned = "for _ in range(2):\n    f = g\n    g = quantize.quantize_with"
+    assert named_in_run([SETUP, "g = 1", turned], turned, QUANTIZE, functions=["f"])
+
+
+HIDDEN = {
+    "before a question": "def f(x): return quantize.quantize_with(x)\nf?",
+    "before a line of shell": "def f(x): return quantize.quantize_with(x)\nfiles = !ls",
+    "in a magic's line": "%time f = quantize.quantize_with",
+    "in a magic without its sign": "time f = quantize.quantize_with",
+    "after a prompt": "In [1]: f = quantize.quantize_with",
+    "in a text": "code = 'def f(x): return quantize.quantize_with(x)'\nexec(code)",
+    "in the shell's names": "get_ipython().user_ns['f'] = quantize.quantize_with",
+    "in a text for the shell": "get_ipython().run_cell('f = quantize.quantize_with')",
+    "by a function that rebinds": "def f(x): return x\ndef g():\n    global f\n    f = quantize.quantize_with\ng()",
+    "in a module as an argument": "def f(x): return (lambda m: m.quantize_with(x))(quantize)",
+    "in a module as a default": "def f(x, m=quantize): return m.quantize_with(x)",
+    "by a name put together": "def f(x): return getattr(quantize, ''.join(PARTS))(x)",
+    "among all of a module": "def f(x): return [v for k, v in vars(quantize).items() if k > 'quantize_w'][0](x)",
+    "in a module by sys": "import sys\ndef f(x): return sys.modules.get('qlab.quantize').quantize_with(x)",
+    "no Python": "def f(x: return",
+}
+REFLECTING = {
+    "subprocess": "def f(x):\n    import subprocess, sys\n    return subprocess.run([sys.executable, '-c', '1'])",
+    "importlib.import_module": "from importlib import import_module as i\nm = i(''.join(P))\ndef f(x): return m.g(x)",
+    "__import__": "def f(x): return __import__(''.join(P)).g(x)",
+    "sys.modules": "import sys\ndef f(x): return next(m for m in sys.modules.values() if 'quant' in m.__name__).g(x)",
+    "types.FunctionType": "from types import FunctionType\ndef f(x): return FunctionType(x, {})",
+    ".__code__": "def f(x): return 1\nf.__code__ = other.__code__",
+    ".__globals__": "import torch\ndef f(x): return getattr(torch.no_grad, '__globals__')",
+    "gc.get_objects": "import gc\ndef f(x): return gc.get_objects()[0](x)",
+    "eval": "def f(x): return eval(''.join(P))",
+    "qlab.grading": "import qlab.grading.inside.guard as g\ndef f(x): return g.find(x)",
+}
+HARMLESS = {
+    "garbage collected": "import gc\ndef f(x):\n    gc.collect()\n    return x",
+    "a module looked for": "import importlib.util, sys\nhas = 'triton' in sys.modules\n"
+    "def f(x): return has or importlib.util.find_spec('triton')",
+    "compiled": "import re, torch\npattern = re.compile('b' * 2)\ndef f(x): return torch.compile(x.eval()), pattern",
+    "evaluated": "import torch\ndef f(x): return eval('0b' + x), eval(f'torch.float{x}'), getattr(torch, x)",
+    "its own fields": "class A:\n    def f(self): return dict(vars(self)), self.__dict__\ndef f(x): return A().f()",
+    "its own text": f"code = {OWN!r}\nexec(code)",
+    "magics beside": "def g(x): return x\ng?\nfiles = !ls\n%time g(1)\ndef f(x): return g(x)",
+}
+
+
+@pytest.mark.parametrize("way", HIDDEN)
+def test_a_hidden_reference_is_named(way: str):
+    assert named_in_run([SETUP, HIDDEN[way]], HIDDEN[way], QUANTIZE, functions=["f"])
+
+
+@pytest.mark.parametrize("tool", REFLECTING)
+def test_what_reaches_a_function_without_its_name_is_refused_in_an_answer_and_not_beside_it(tool: str):
+    source = REFLECTING[tool]
+    assert tool in [use.name for use in named_in(source, (), QUANTIZE, functions=["f"])]
+    assert tool in [use.name for use in named_in_run([source], source, QUANTIZE, functions=["f"])]
+    assert named_in_run([source.replace("f(x)", "g(x)"), SETUP, OWN], OWN, QUANTIZE, functions=["f"]) == ()
+
+
+@pytest.mark.parametrize("way", HARMLESS)
+def test_what_looks_like_it_and_is_harmless_is_not_refused(way: str):
+    cells = [SETUP, "want = quantize.quantize_with(1)", HARMLESS[way]]
+    assert named_in_run(cells, HARMLESS[way], QUANTIZE, functions=["f"]) == ()
+
+
+def test_an_answer_whose_cell_was_cut_short_is_read():
+    assert named_in_run([SETUP], OWN, QUANTIZE, functions=["f"]) == ()
+    assert named_in_run([SETUP], "def f(x): return quantize.quantize_with(x)", QUANTIZE, functions=["f"])
+
+
+@pytest.mark.parametrize(
+    ("source", "bound", "used"),
+    [
+        ("def low(x): return x\nlow?", {"low"}, set()),
+        ("files = !ls\nnext(files)", {"files"}, {"next", "files"}),
+        ("%%time -n\nx = y", {"x"}, {"y"}),
+        ("%timeit -n 1 -r 1 f(y)", set(), {"f", "y"}),
+        ("%%capture out\nx = 1", {"x", "out"}, set()),
+        ("%%bash\nls = 1", set(), set()),
+        ("%matplotlib inline\nx = 1", {"x"}, set()),
+        ("def f(: return x", set(), set()),
+        ("%%time\n" * 2_000 + "x = 1", set(), set()),
+        ("x?\n" * 30_000, set(), set()),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_magics_and_questions_hide_no_name_of_a_cell(source: str, bound: set[str], used: set[str]):
+    assert bound_names(source) == bound
+    assert used_names(source) == used
+    assert "get_ipython" not in touched_names(source)
 
 
 def test_other_cells_count_where_the_answer_calls_them_and_only_there():
@@ -371,6 +544,43 @@ print(json.dumps({
         "scaler": ["qlab.loss_scaling.LossScaler"],
         "inside qlab": [],
         "model": [],
+    }
+
+
+def test_the_guard_says_so_where_it_was_silenced():
+    script = """
+import importlib, json
+from qlab import quantize
+from qlab.grading.inside import guard
+NAMES = ("qlab.quantize.quantize_with", "qlab.checks")
+grid = quantize.symmetric_grid(__import__("torch").ones(4), bits=4)
+note, call, recorded = guard._Record.note, guard._Recorder.__call__, {}
+def seen(run):
+    guard.watch(NAMES)
+    run()
+    return sorted(name for name, _ in guard.uses())
+def silence(): guard._Record.note = lambda *a: None
+def unhook(): guard._Recorder.__call__ = lambda self, *a, **k: self.original(*a, **k)
+def undo(): quantize.quantize_with.__code__ = guard._recorders[id(quantize.quantize_with)].original.__code__
+exact = importlib.import_module("".join(["qlab.checks.", "flash_attention.exact"]))
+lossless = importlib.import_module("qlab.checks.qlora.lossless")
+q = __import__("torch").ones(1, 1, 2, 2)
+found = {"nothing": seen(lambda: 1), "silenced": seen(silence)}
+guard._Record.note = note
+found["unhooked"] = seen(unhook)
+guard._Recorder.__call__ = call
+found |= {"undone": seen(undo), "put back": seen(lambda: 1), "below": seen(lambda: exact.Attention(q, q, q, False))}
+print(json.dumps(found | {"noted again": seen(lambda: quantize.quantize_with(q.flatten(), grid))}))
+"""
+    both = ["qlab.checks", "qlab.quantize.quantize_with"]
+    assert json.loads(in_a_fresh_python(script).splitlines()[-1]) == {
+        "nothing": [],
+        "silenced": both,
+        "unhooked": both,
+        "undone": both[1:],
+        "put back": [],
+        "below": both[:1],
+        "noted again": both[1:],
     }
 
 

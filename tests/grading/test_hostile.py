@@ -8,10 +8,10 @@ import pytest
 
 from qlab.grading.limits import MIB
 from qlab.grading.sandbox import Sandbox
-from tests.grading.hostile import Hostile, drivers, forging, framing, lying, reaching, reading, running, stuck
+from tests.grading.hostile import Hostile, crowding, drivers, forging, framing, lying, reaching, reading, running, stuck
 from tests.grading.hostile.traps import Traps
 
-MODULES = (stuck, drivers, forging, lying, reading, reaching, framing)
+MODULES = (stuck, drivers, forging, lying, reading, reaching, framing, crowding)
 SUBMISSIONS = tuple(hostile for module in MODULES for hostile in module.SUBMISSIONS)
 POOL = 1
 MOST_GROWTH = 1200 * MIB  # of the judge: some times a message of 64 MiB, as Python's own objects

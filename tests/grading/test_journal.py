@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from qlab.grading.faults import NotKept
 from qlab.grading.journal import Journal, Taken, locked
 from qlab.grading.work import Judged, Task
 from qlab.labs.execute import ExerciseResult
@@ -37,6 +38,29 @@ def test_what_was_not_graded_is_told_and_not_taken_for_done(tmp_path):
         journal.add(Judged("bob", "lab", "k2", reason="the sandbox is gone"))
         assert journal.graded("k2") is None
     assert "the sandbox is gone" in (tmp_path / "j.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("again", "left"), [("class", {"k3"}), ("student", {"k2", "k3"})])
+def test_the_first_entry_of_a_run_that_judges_anew_makes_earlier_ones_void(again, left, tmp_path):
+    with Journal(tmp_path / "j.jsonl") as journal:
+        journal.add(JUDGED)
+        journal.add(Judged("bob", "lab", "k2", (RESULT,)))
+    with Journal(tmp_path / "j.jsonl", again=again) as journal:
+        assert journal.graded("k1") is not None
+    with Journal(tmp_path / "j.jsonl", again=again) as journal:
+        added = journal.add(Judged("ann", "lab", "k3", (RESULT,)))
+        journal.add(Judged("eve", "lab", "k4", (RESULT,)))
+        assert journal.graded("k3") == added
+    with Journal(tmp_path / "j.jsonl") as journal:
+        assert {key for key in ("k1", "k2", "k3", "k4") if journal.graded(key)} == left | {"k4"}
+
+
+def test_a_journal_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / "j.jsonl").mkdir()
+    with pytest.raises(NotKept, match=r"j\.jsonl cannot be written: Is a directory"):
+        Journal(tmp_path / "j.jsonl")
+    with pytest.raises(NotKept, match=r"j\.jsonl cannot be written: Is a directory"), locked(tmp_path / "j.jsonl"):
+        pass
 
 
 def test_every_cut_of_the_file_leaves_a_journal_that_goes_on(tmp_path):

@@ -1,17 +1,23 @@
 """The judge on real labs, and on notebooks whose code dies, hangs, floods or waits for somebody to type."""
 
+import contextlib
 import dataclasses
 import functools
 import os
+import signal
 import time
+from types import SimpleNamespace
 
 import nbformat
+import numpy as np
 import pytest
 
-from qlab.checks.report import VERDICT_MIME
-from qlab.grading import cell_runs
+from qlab.checks.report import VERDICT_MIME, Outcome, PartResult, Verdict
+from qlab.grading import cell_runs, verdicts
 from qlab.grading.check_cells import NotACheck, bound_names, check_cells
+from qlab.grading.forbidden import Use
 from qlab.grading.judge import GradedNotebook, Ungradable, judge_notebook
+from qlab.grading.learner_process import LearnerProcess
 from qlab.grading.limits import Limits
 from qlab.grading.replay import History
 from qlab.grading.sandbox import NoIsolation, Sandbox, SandboxFailed, require_isolation
@@ -169,7 +175,7 @@ class TestOneExerciseIsLost:
         mute = dict.fromkeys(("try_decode", "look_decode"), "pass")
         graded = judge_notebook(solved(answer_decode=DECODE + body, **mute), lab(), sandbox, limits=SHORT)
         assert lost(graded) == ["check-decode"]
-        assert said in " ".join(graded.results[0].remarks)
+        assert said in " ".join((graded.results[0].outcome, *graded.results[0].remarks))
 
     def test_by_a_name_that_is_deleted_later(self, sandbox):
         graded = judge_notebook(solved(try_decode="del decode"), lab(), sandbox, limits=SHORT)
@@ -209,6 +215,21 @@ class TestOneExerciseIsLost:
         assert graded.results[-1].points == 0
         assert graded.results[-1].remarks[0].endswith("the notebook ran for 3 seconds and was stopped.")
         assert graded.seconds < 15
+
+    def test_time_that_the_judges_own_questions_use_up_is_said(self, sandbox):
+        slow = "import time, qlab.grading.inside.guard as g\ng.watch = lambda *a: time.sleep(4)"
+        graded = judge_notebook(solved(try_decode=slow), lab(), sandbox, limits=Limits(submission_seconds=3.0))
+        assert sum(points(graded).values()) == 0
+        assert graded.results[-1].remarks[0].endswith("the notebook ran for 3 seconds and was stopped.")
+
+    def test_a_part_that_came_after_a_death_says_that_it_was_not_checked(self, sandbox):
+        mute = dict.fromkeys(("try_decode", "look_decode"), "pass")
+        dies = DECODE + "    import os; os._exit(7)"
+        graded = judge_notebook(solved(answer_decode=dies, **mute), lab(), sandbox, limits=SHORT)
+        first, *others = graded.results[0].remarks
+        assert "While this was checked, its process ended (exit status 7)" in first
+        for said in others:
+            assert "This was not checked: the process had ended before (its process ended (exit status 7))." in said
 
 
 class TestForbidden:
@@ -349,6 +370,22 @@ class TestCells:
         assert "is cut here: it may put out 20,000 bytes" in run.outputs[-1]["text"]
         assert session.run_cell("print('short')").outputs[0]["text"] == "short\n"
 
+    def test_what_a_notebook_puts_out_is_bounded_as_it_is_written(self, sandbox):
+        limits = dataclasses.replace(CELLS, notebook_output_bytes=500_000)
+        with Session(sandbox, lab(), limits=limits) as session:
+            runs = [session.run_cell("print('\\x01' * 15_000)") for _ in range(20)]
+            assert session.run_cell("1 / 0").status == "error"
+        assert len(runs[0].outputs[0]["text"]) == 15_001
+        assert {run.status for run in runs} == {"ok"}
+        written = [nbformat.v4.new_code_cell("", outputs=[nbformat.from_dict(o) for o in run.outputs]) for run in runs]
+        assert 300_000 < len(nbformat.writes(nbformat.v4.new_notebook(cells=written))) < 600_000
+        assert "what this notebook puts out is too large" in runs[-1].outputs[0]["text"]
+
+    def test_one_that_was_stopped_says_so_on_a_page(self, sandbox):
+        with Session(sandbox, lab(), limits=SHORT) as session:
+            run = session.run_cell("import time; time.sleep(60)")
+        assert run.outputs[-1]["traceback"] == ["TimeoutError: this cell ran for 2 seconds and was stopped"]
+
     def test_streams_that_a_cell_broke_are_whole_in_the_next(self, session):
         session.run_cell("import os, sys\nsys.stdout = sys.stderr = None\nos.close(1); os.close(2)")
         run = session.run_cell("print('here'); os.write(1, b'there');")
@@ -482,6 +519,12 @@ class TestReplay:
         history = self.history("a = 1")
         assert history.missing({"a"}, history.needed({"a"})) == []
 
+    def test_a_long_chain_of_cells_is_followed_in_time(self):
+        history = self.history(*(f"def f{i}(): return f{i + 1}()\nf{i}.x = {[0] * 50}" for i in range(400)))
+        started = time.process_time()
+        assert len(history.needed({"f0"})) == 401
+        assert time.process_time() - started < 5
+
     def test_it_can_be_too_late_to_run_a_cell(self):
         history = self.history("a = b = 1", "a = 2")
         first, _, last = history.needed({"a"})
@@ -501,6 +544,7 @@ class TestWhatTheSandboxSends:
                 "status": "ok!",
             },
             {"outputs": {}, "status": object()},
+            {"outputs": [{"output_type": np.zeros(2)}], "status": np.zeros(2)},
         ],
     )
     def test_nonsense_is_an_error_without_outputs(self, sent):
@@ -521,7 +565,81 @@ class TestWhatTheSandboxSends:
         }
         assert text == {"output_type": "stream", "name": "stdout", "text": "?"}
 
+    @pytest.mark.parametrize("lines", [None, [], [""], ["", " "], [np.zeros(2)]])
+    def test_an_error_without_lines_has_one(self, lines):
+        error = {"output_type": "error", "ename": "TimeoutError", "evalue": "too long", "traceback": lines}
+        run = cell_runs.read({"outputs": [error]}, count=1, seconds=0.1, most_bytes=1000)
+        assert run.outputs[0]["traceback"] == ["TimeoutError: too long"]
+
+    @pytest.mark.parametrize(
+        "output",
+        [
+            {"output_type": "stream", "name": "stdout", "text": "\x01" * 5_000},
+            {"output_type": "stream", "name": "stdout", "text": "\n" * 5_000},
+            {"output_type": "stream", "name": "stdout", "text": "\U0001f600" * 5_000},
+            {"output_type": "error", "ename": "", "evalue": "", "traceback": [""] * 5_000},
+            {"output_type": "display_data", "data": {}, "metadata": {}},
+        ],
+    )
+    def test_what_is_kept_is_no_larger_on_disk_than_allowed(self, output):
+        run, taken = cell_runs.kept(cell_runs.CellRun([output] * 1_000, "ok"), 400_000)
+        assert taken <= 400_000 and "too large" in run.outputs[-1]["text"]
+        cell = nbformat.v4.new_code_cell("", outputs=[nbformat.from_dict(o) for o in run.outputs])
+        assert len(nbformat.writes(nbformat.v4.new_notebook(cells=[cell])).encode()) < 402_000
+
+    def test_an_array_in_place_of_a_name_is_no_use(self):
+        told = [(np.zeros(2), "x"), ("a.b", np.zeros(2)), ("a.b", "called"), ("c", "called")]
+        process = object.__new__(LearnerProcess)
+        process.peer = SimpleNamespace(call=lambda *_, **__: told)
+        assert process.uses(["a.b"]) == [Use("a.b", "called")]
+
     def test_too_much_is_left_out(self):
         stream = {"output_type": "stream", "name": "stdout", "text": "x" * 600}
         run = cell_runs.read({"outputs": [stream] * 3, "status": "ok"}, count=1, seconds=0.1, most_bytes=1000)
         assert [len(output["text"]) for output in run.outputs] == [600, 35]
+
+
+class Alive(LearnerProcess):
+    """A process that defines everything, and dies of nothing but the judge's alarm."""
+
+    def __init__(self) -> None:
+        self.peer = SimpleNamespace(within=contextlib.nullcontext, ended="")
+
+    def look_up(self, names: tuple[str, ...]) -> tuple[list[object], str]:
+        return [len for _ in names], ""
+
+    def give_up(self, why: str) -> None:
+        self.peer.ended = why
+
+
+class TestVerdicts:
+    def test_the_parts_after_a_death_were_not_checked(self):
+        outcomes = [Outcome.RIGHT, Outcome.CRASHED, Outcome.WRONG, Outcome.CRASHED]
+        ended = "it ran for 60 seconds and was stopped"
+        parts = tuple(PartResult(str(o), o, ended if o is Outcome.CRASHED else "") for o in outcomes)
+        verdict = verdicts.after_death(Verdict("t", "e", 4, parts, seed=0), ended, ended)
+        assert [part.thought for part in verdict.parts] == [
+            "",
+            f"While this was checked, {ended}.",
+            "",
+            f"This was not checked: the process had ended before ({ended}).",
+        ]
+
+    @pytest.mark.parametrize("seconds", [20.0, -30.0])
+    def test_an_alarm_that_rings_last_of_all_stays_inside(self, monkeypatch, seconds):
+        @functools.wraps(check_cells(lab())["check-decode"].check)
+        def done(function, *, seed):
+            return Verdict("t", "e", 4, (), seed=0)
+
+        def setitimer(which, left):
+            set_before(which, left)
+            if left == 0:
+                signal.raise_signal(signal.SIGALRM)
+
+        set_before, before = signal.setitimer, signal.getsignal(signal.SIGALRM)
+        cell = dataclasses.replace(check_cells(lab())["check-decode"], check=done)
+        with monkeypatch.context() as patched:
+            patched.setattr(signal, "setitimer", setitimer)
+            verdict = verdicts.judged(cell, Alive(), verdicts.fresh_draw(), seconds=seconds, lost={})
+        assert (verdict.points, str(verdict.outcome)) == (0, "crashed")
+        assert signal.getsignal(signal.SIGALRM) is before

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -180,6 +181,46 @@ def test_errors_of_the_judges_functions_are_pythons_own(learner):
         learner("calls_back")(refuse)
 
 
+def hollow(*shape):
+    return torch.zeros((1,) * len(shape), dtype=torch.int8).expand(*shape)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [hollow(2_000, 1_000)],
+        [hollow(3_000, 1), hollow(1, 3_000)],
+        [{"a": [hollow(3_000, 1)]}, ({"b": hollow(3_000)},)],
+        [hollow(600_000), hollow(600_000)],
+        [np.zeros((3_000, 1)), np.zeros(3_000)],
+    ],
+)
+def test_the_judges_functions_take_nothing_that_is_or_becomes_large(learner, arguments):
+    seen = []
+    with pytest.raises(Crashed, match="TooLarge: the arguments are too large: "):
+        learner("calls_back")(seen.append, *arguments)
+    assert not seen
+    assert learner("calls_back")(lambda *shown: len(shown), hollow(1_000, 900), torch.ones(900, 64)) == 2
+
+
+@pytest.mark.parametrize("hungry", [lambda: bytearray(2**60), lambda: torch.empty(2**44)])
+def test_a_lack_of_memory_costs_the_call_that_asked_for_it(learner, hungry):
+    with pytest.raises(Crashed, match="MemoryError: what it was given takes more memory than the judge has"):
+        learner("calls_back")(hungry)
+    assert learner("add")(1, 1) == 2
+
+
+def test_a_message_that_there_is_no_memory_for_ends_its_process(hostile, monkeypatch):
+    def take(reader):
+        raise MemoryError
+
+    peer, send, _ = hostile
+    send(("=", 1, []), (1, None, []))
+    monkeypatch.setattr("qlab.grading.peer.calls.Reader.take", take)
+    with peer.within(5), pytest.raises(Crashed, match="its process was stopped: what it sent takes more memory"):
+        peer.call("ready")
+
+
 def test_an_interrupt_of_the_judge_is_not_swallowed():
     def interrupt():
         raise KeyboardInterrupt
@@ -311,6 +352,9 @@ def hostile():
         (("!", 1, []), (7, None, [])),
         (("!", 1, []), ((), None, [])),
         (("x", 1, []), (1, None, [])),
+        ((np.zeros(2), 1, []), (1, None, [])),
+        (("=", np.zeros(2), []), (1, None, [])),
+        (("?", 1, []), (np.zeros(2), (1, (), {}), None)),
         (("?", 1, []), ("service", ("lookup", ("x",)), None)),
         (("?", 1, []), ("get", (1, "__globals__"), None)),
         (("?", 1, []), ("beside", (1, "qlab.checks.probe:gradients", ()), None)),
@@ -351,6 +395,34 @@ def test_an_error_that_is_told_is_text_and_no_more(hostile):
         peer.ask("beside", 1, "qlab.checks.probe:gradients_to", ())
     assert len(str(caught.value)) == 4_000 and caught.value.misconception == "an-id"
     assert "SystemExit: y" in said.text
+
+
+def test_what_is_said_reaches_no_terminal(hostile, capfd):
+    peer, send, _ = hostile
+    told = ("\x1b[2J\x1b]0;mine\x07said\tof\r it\n", [("UserWarning", "\x9b31mwarned")])
+    send(("=", 1, []), ("done", told, []))
+    send(("=", 2, []), ("done", told, []))
+    with peer.within(5):
+        assert peer.call("ready") == "done"
+    assert capfd.readouterr() == ("", "")
+    said = Said()
+    with caught_stderr(said), peer.within(5):
+        assert peer.ask("call", 1, (), {}) == "done"
+    assert said.text == "UserWarning: 31mwarned\n[2J]0;minesaid\tof it\n"
+
+
+def test_what_is_kept_of_stderr_is_text_that_a_terminal_shows():
+    said = Said()
+    said.add("\x1b[31mred\x1b[0m\r50%\n")
+    assert said.text == "[31mred[0m50%\n"
+
+
+@pytest.mark.parametrize("slug", ["right", "crashed", "wrong", "empty"])
+def test_no_misconception_is_called_like_an_end_of_a_check(hostile, slug):
+    peer, send, _ = hostile
+    send(("!", 1, []), (("refused", "m", slug, "why"), None, []))
+    with peer.within(5), pytest.raises(Crashed, match="m"):
+        peer.ask("beside", 1, "qlab.checks.probe:gradients_to", ())
 
 
 def test_a_learner_names_no_misconceptions(hostile, learner):

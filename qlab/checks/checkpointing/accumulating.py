@@ -1,17 +1,13 @@
 """Check of `accumulate`: the big batch's gradient from micro-batches, added to what was there, one graph at a time."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from qlab import checkpointing
 from qlab.checks import probe
 from qlab.checks.beside import require_right_too
+from qlab.checks.checkpointing.accumulating_runs import MicroBatch, TokenLosses, accumulated
 from qlab.checks.checkpointing.batches import (
-    MicroBatch,
-    TokenLosses,
     drawn_model,
     gradient,
     joined,
@@ -23,22 +19,12 @@ from qlab.checks.checkpointing.batches import micro_batches as drawn_batches
 from qlab.checks.checkpointing.topic import TOPIC
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.report import Refused, check, part, require
-from qlab.measure import SavedForBackward
 
 # of the largest value: sums of some hundred FP64 terms in another order differ by 1e-14; one token of 400 too many in
 # the divisor is 2.5e-3. A loss that passed through FP32 would be 1e-7 off, and is not what the task asks for.
 CLOSE = 1e-10
 ALONG = 0.1  # of the lengths: what leads nowhere near the gradient was not computed
 GRAPHS = 1.5  # times the graph of the largest micro-batch; two of the shortest ones would still be seen
-
-
-class Left(NamedTuple):
-    """What a call leaves: values and gradients of the parameters, the longest batch, the most bytes saved at once."""
-
-    weights: list[Tensor]
-    gradients: list[Tensor | None]
-    longest: int
-    peak_bytes: int
 
 
 @check(TOPIC, "accumulate", checkpointing.accumulate, points=4)
@@ -74,27 +60,6 @@ def _compare(
     )
     already = torch.zeros_like(want) if earlier is None else earlier
     _require_gradient(got, want, already, model, batches)
-
-
-def accumulated(
-    accumulate: LearnerFunction,
-    weights: Sequence[Tensor],
-    batches: list[MicroBatch],
-    earlier: Sequence[Tensor] | None = None,
-) -> Left:
-    """Call on a model made here, whose parameters have `earlier` gradients, and return what it leaves."""
-    model = TokenLosses(*weights)
-    for parameter, piece in zip(model.parameters(), earlier or (), strict=bool(earlier)):
-        parameter.grad = piece.view_as(parameter).clone()
-    with SavedForBackward() as saved:
-        accumulate(model, batches)
-    parameters = list(model.parameters())
-    return Left(
-        [parameter.detach() for parameter in parameters],
-        [parameter.grad for parameter in parameters],
-        model.longest,
-        saved.peak_bytes,
-    )
 
 
 def _in_a_row(grads: list[Tensor | None]) -> Tensor:

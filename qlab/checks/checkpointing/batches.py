@@ -1,33 +1,14 @@
-"""A small model whose loss is taken token by token, and what each way of adding up micro-batches makes of it."""
+"""Micro-batches for a small model, and what each way of adding up their losses makes of its gradient."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from qlab.checks.checkpointing.accumulating_runs import MicroBatch, TokenLosses
 from qlab.checks.numbers import drawn
 
-MicroBatch = tuple[Tensor, Tensor]
 WIDTH, INNER, OUT = 12, 40, 5
-
-
-class TokenLosses(nn.Module):
-    """Two linear layers in FP64 and, for each token, the cross-entropy of its target."""
-
-    def __init__(self, first: Tensor, second: Tensor) -> None:
-        super().__init__()
-        self.first, self.second = nn.Parameter(first.clone()), nn.Parameter(second.clone())
-        self.longest = self.calls = 0
-
-    @property
-    def weights(self) -> list[Tensor]:
-        return [self.first.detach(), self.second.detach()]
-
-    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each token."""
-        self.calls, self.longest = self.calls + 1, max(self.longest, len(targets))
-        logits = torch.tanh(x.clone() @ self.first.T) @ self.second.T  # a copy: what is saved is freed with the graph
-        return nn.functional.cross_entropy(logits, targets.clone(), reduction="none")
 
 
 def drawn_model(draw: torch.Generator) -> TokenLosses:

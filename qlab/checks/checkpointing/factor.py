@@ -63,7 +63,14 @@ class Case:
         return len(self.lengths) * self.boundary + self.around
 
 
-@check(TOPIC, "measured-factor", checkpointing.segmented, activations.activation_bytes, points=4)
+@check(
+    TOPIC,
+    "measured-factor",
+    checkpointing.segmented,
+    activations.activation_bytes,
+    points=4,
+    forbids=("qlab.measure", "qlab.model.Decoder"),
+)
 def check_predict_factor(predict_factor: LearnerFunction, draw: torch.Generator) -> None:
     """Check `predict_factor(config, lengths)` against a decoder whose saved bytes are measured."""
     with part("each layer a segment: the boundaries count"):

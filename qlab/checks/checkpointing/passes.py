@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qlab.checks import probe
 from qlab.checks.expect import as_tensor
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.report import require
@@ -144,24 +145,10 @@ def _gradients(result: Any, leaves: list[Tensor], upstream: Tensor) -> tuple[Ten
     return LearnerFunction(lambda: torch.autograd.grad(result, wanted, upstream.to(result), allow_unused=True))()
 
 
-def replayed(problem: Problem, state: Tensor) -> tuple[Tensor, ...]:
-    """Return the gradients of an answer that runs each layer again from `state`, the last one first."""
-    leaves = problem.leaves()
-    inputs, grad = [problem.x], problem.upstream
-    with generator_kept(), torch.enable_grad():
-        torch.default_generator.manual_seed(problem.seed)
-        torch.rand(5)
-        groups = list(problem.grouped(leaves))
-        for layer, others in zip(problem.layers, groups, strict=True):
-            inputs.append(layer(inputs[-1], *others).detach())
-        torch.set_rng_state(state)
-        found: list[Tensor] = []
-        for layer, x, others in zip(problem.layers[::-1], inputs[-2::-1], groups[::-1], strict=True):
-            leaf = x.clone().requires_grad_()
-            wanted = [leaf, *(t for t in others if t.requires_grad)]
-            grad, *rest = torch.autograd.grad(layer(leaf, *others), wanted, grad)
-            found = [*rest, *found]
-    return (grad, *found)
+def kept_and_passed(checkpoint: LearnerFunction, problem: Problem) -> tuple[int, Passed]:
+    """Return the bytes that autograd keeps of one layer, run on leaves made here, and what both passes give."""
+    kept = probe.measured_saved_bytes(checkpoint, problem.layers[0], *problem.leaves())
+    return kept, passed_here(checkpoint, problem)
 
 
 def run_twice_uncopied(checkpoint: LearnerFunction, x: Tensor, weight: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,14 +13,14 @@ from qlab.checks.checkpointing.passes import (
     Passed,
     Problem,
     generator_kept,
+    kept_and_passed,
     passed,
-    passed_here,
     plainly,
-    replayed,
     run_twice,
     run_twice_uncopied,
 )
 from qlab.checks.checkpointing.replayed import looked_up, noisy, smooth
+from qlab.checks.checkpointing.rerunning import replayed
 from qlab.checks.checkpointing.topic import TOPIC
 from qlab.checks.learner import Crashed, LearnerFunction
 from qlab.checks.numbers import drawn
@@ -175,12 +175,6 @@ def _slips(problem: Problem, got: Passed) -> Iterator[tuple[str, str, tuple[Tens
         yield "saves-the-state-too-late", late, replayed(problem, got.after_forward)
         seed = "A seed says where the generator began, not where it is now: `torch.get_rng_state()`."
         yield "restores-the-seed", seed, replayed(problem, at_seed)
-
-
-def kept_and_passed(checkpoint: LearnerFunction, problem: Problem) -> tuple[int, Passed]:
-    """Return the bytes that autograd keeps of one layer, run on leaves made here, and what both passes give."""
-    kept = probe.measured_saved_bytes(checkpoint, problem.layers[0], *problem.leaves())
-    return kept, passed_here(checkpoint, problem)
 
 
 def _require_nothing_kept(checkpoint: LearnerFunction, problem: Problem) -> None:

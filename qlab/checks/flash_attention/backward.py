@@ -1,5 +1,9 @@
 """Check of `tiled_backward`: three gradients from the log-sum-exp, with the weights computed again tile by tile."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -8,7 +12,7 @@ from qlab.checks import probe
 from qlab.checks.beside import require_right_too, roughly
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.backward_slips import RIGHT, Saved, allowed, gradients, slips
-from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_tiles_only
+from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_no_square_in_python, require_tiles_only
 from qlab.checks.flash_attention.comparing import require_near
 from qlab.checks.flash_attention.exact import TOPIC, Attention
 from qlab.checks.learner import LearnerFunction
@@ -116,15 +120,16 @@ def _large(tiled_backward: LearnerFunction, saved: Saved, blocks: Blocks, *, nam
 
 
 def _memory(tiled_backward: LearnerFunction, draw: torch.Generator) -> None:
-    def peak(rows: int, columns: int, is_causal: bool) -> int:
+    def bytes_of(measured: Callable[..., tuple[Any, int]], rows: int, columns: int, is_causal: bool) -> int:
         q, k, v = (torch.randn(n, WIDTH, generator=draw) for n in (rows, columns, columns))
         saved = Saved(Attention(q, k, v, is_causal), torch.randn(rows, WIDTH, generator=draw))
         given = saved.tensors, saved.grad_output, is_causal, (BLOCK, BLOCK)
-        returned, most = probe.result_and_peak_bytes(tiled_backward, *given)
+        returned, most = measured(tiled_backward, *given)
         found = unpacked(returned, NAMES, call=CALL)
         require_right_too(all(map(roughly, found, gradients(saved, RIGHT))))
         return most
 
     _require(tiled_backward, _saved(draw, 5, 5), (2, 2), NAMES)  # what returns nothing holds nothing
     # in FP64: q, output, its gradient and dq, or k, v, dk and dv, each once or twice, at 8 to 16 bytes
-    require_tiles_only(peak, per_row=224, per_column=192)
+    require_tiles_only(partial(bytes_of, probe.result_and_peak_bytes), per_row=224, per_column=192)
+    require_no_square_in_python(lambda n: bytes_of(probe.result_and_python_bytes, n, n, False))

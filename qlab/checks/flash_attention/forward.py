@@ -1,6 +1,8 @@
 """Check of `tiled_forward`: exact output and log-sum-exp tile by tile, and never more than a few tiles at once."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from qlab import attention
 from qlab.checks import probe
 from qlab.checks.beside import require_right_too, roughly
 from qlab.checks.expect import as_tensor
-from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_tiles_only
+from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_no_square_in_python, require_tiles_only
 from qlab.checks.flash_attention.comparing import Slip, require_near
 from qlab.checks.flash_attention.exact import TOPIC, Attention
 from qlab.checks.flash_attention.forward_slips import log_sum_exp_slips, output_slips
@@ -200,13 +202,14 @@ def _log_sum_exps(tiled_forward: LearnerFunction, case: Attention, blocks: Block
 
 
 def _memory(tiled_forward: LearnerFunction, draw: torch.Generator) -> None:
-    def peak(rows: int, columns: int, is_causal: bool) -> int:
+    def bytes_of(measured: Callable[..., tuple[Any, int]], rows: int, columns: int, is_causal: bool) -> int:
         q, k, v = (torch.randn(n, WIDTH, generator=draw) for n in (rows, columns, columns))
-        returned, most = probe.result_and_peak_bytes(tiled_forward, q, k, v, is_causal, (BLOCK, BLOCK))
+        returned, most = measured(tiled_forward, q, k, v, is_causal, (BLOCK, BLOCK))
         got, _ = unpacked(returned, ("output", "log_sum_exp"), call=CALL)
         require_right_too(roughly(got, Attention(q, k, v, is_causal).output))
         return most
 
     _outputs(tiled_forward, _case(draw, 5, 5), (2, 2))  # what returns nothing holds nothing
     # in FP64: q or k and v twice, the output twice, maximum, sum and log-sum-exp, at 8 to 16 bytes each
-    require_tiles_only(peak, per_row=192, per_column=160)
+    require_tiles_only(partial(bytes_of, probe.result_and_peak_bytes), per_row=192, per_column=160)
+    require_no_square_in_python(lambda n: bytes_of(probe.result_and_python_bytes, n, n, False))

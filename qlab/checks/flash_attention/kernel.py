@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
-from qlab.attention_triton import DEVICE, HOW_TO_GET, INSTALLED, forward, runtime
+from qlab.attention_triton import HOW_TO_GET, INSTALLED, forward
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.comparing import Slip, require_near
 from qlab.checks.flash_attention.exact import TOPIC, Attention
 from qlab.checks.flash_attention.forward_slips import log_sum_exp_slips, output_slips
+from qlab.checks.flash_attention.launching import Launched, launched
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.quantization.codes import unpacked
@@ -60,22 +60,6 @@ def check_triton_kernel(triton_forward: LearnerFunction, draw: torch.Generator) 
         _log_sum_exps(triton_forward, _case(draw, 20, drawn(65, 95, draw)))
 
 
-class TorchProducts(TorchFunctionMode):
-    """Note the products and softmaxes that torch itself is asked for: a kernel's are not torch's."""
-
-    PARTS_OF_NAMES = ("matmul", "mm", "einsum", "tensordot", "inner", "softmax", "dot_product")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found = set[str]()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if any(part in name for part in self.PARTS_OF_NAMES):
-            self.found.add(name.strip("_"))
-        return func(*args, **(kwargs or {}))
-
-
 def _case(draw: torch.Generator, rows: int, columns: int, *, is_causal: bool = False, spread: float = 1.7) -> Attention:
     """Draw a head of width 16; q and k of size `spread` make scores of about 4 · spread²."""
     q, k, v = (torch.randn(n, 16, generator=draw) for n in (rows, columns, columns))
@@ -90,27 +74,24 @@ def _results(triton_forward: LearnerFunction, case: Attention) -> tuple[Tensor, 
         misconception="triton-is-missing",
         thought="Every other exercise of this lab can be won without it.",
     )
-    returned, products = triton_forward.beside(launched, case.q, case.k, case.v, case.is_causal)
-    require(
-        not products,
-        f"torch computed {', '.join(products)} here: all products belong into the kernel",
-        misconception="not-a-kernel",
-        thought="triton_forward only allocates and launches: tl.dot in forward_kernel does the work.",
-    )
-    output, log_sum_exp = unpacked(returned, ("output", "log_sum_exp"), call=CALL)
+    found = triton_forward.beside(launched, case.q, case.k, case.v, case.is_causal)
+    output, log_sum_exp = unpacked(_by_a_kernel(found), ("output", "log_sum_exp"), call=CALL)
     return (
         as_tensor(output, tuple(case.q.shape), call=f"{CALL}[0]").double(),
         as_tensor(log_sum_exp, (len(case.q),), call=f"{CALL}[1]").double(),
     )
 
 
-def launched(triton_forward: LearnerFunction, *given: Any) -> tuple[Any, list[str]]:
-    """Return what the answer returns on this machine's device, and the products that torch itself was asked for."""
-    *tensors, is_causal = given
-    tensors = [x.to(DEVICE) for x in tensors]
-    with runtime.launching(tensors[0]), TorchProducts() as products:
-        returned = triton_forward(*tensors, is_causal)
-    return returned, sorted(products.found)
+def _by_a_kernel(found: Launched) -> Any:
+    """Return what the answer returned, if a kernel made it."""
+    thought = "triton_forward only allocates and launches: tl.dot in forward_kernel does the work."
+    for is_kernels, message in (
+        (not found.products, f"torch computed {', '.join(found.products)} here: all products belong into the kernel"),
+        (found.launches or found.returned is None, "no kernel was launched: all products belong into one"),
+        (not found.in_vain, "the same came out where the launches did nothing: all products belong into the kernel"),
+    ):
+        require(is_kernels, message, misconception="not-a-kernel", thought=thought)
+    return found.returned
 
 
 def _told(case: Attention, what: str) -> Callable[[int], str]:

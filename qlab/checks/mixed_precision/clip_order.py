@@ -51,5 +51,6 @@ def _suspects(got: Outcome, case: Case) -> Iterator[Suspect]:
 
 
 def _run(clipped_step: LearnerFunction, case: Case) -> Outcome:
-    seen, scales = zip(*reports(clipped_step, trained_by_clipped_step, case), strict=True)
+    found = reports(clipped_step, trained_by_clipped_step, case.plan, case.narrow_gradients)
+    seen, scales = zip(*found, strict=True)
     return Outcome(torch.stack(seen), (), scales)

@@ -1,6 +1,6 @@
 """Check of `MasterWeights`: FP32 copies that take the gradients, take the steps, and are rounded back."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,18 +22,7 @@ STEPS = 48  # together 48 · 2⁻¹³ of a weight, some twelve steps of FP16 in 
 def check_master_weights(master_weights: LearnerFunction, draw: torch.Generator) -> None:
     """Check the class `MasterWeights(weights)` as its task documents it."""
     with part("FP32 copies, one for each weight, that an optimizer takes"):
-        weights = _weights(draw)
-        found = reports(master_weights, made, weights)
-        copies = next(found)
-        require_right_too(all(copy.dtype == torch.float32 for copy in copies))
-        _same(
-            copies,
-            weights,
-            "the copy of weights[{}]",
-            "wrong-copy",
-            "Copy the values as they are.",
-        )
-        list(found)
+        _require_copies(master_weights, draw)
     with part("gradients arrive in FP32, each new one in place of the old; none where there is none"):
         _require_gradients(master_weights, draw)
     with part("after a step the weights are the copies, rounded, and the copies are not"):
@@ -46,6 +35,25 @@ def _weights(draw: torch.Generator) -> list[Tensor]:
     """Draw FP16 weights."""
     shapes = ((drawn(2, 4, draw), 5), (drawn(3, 7, draw),), (2, drawn(2, 4, draw)))
     return [torch.randn(shape, generator=draw).half() for shape in shapes]
+
+
+def _require_copies(master_weights: LearnerFunction, draw: torch.Generator) -> None:
+    weights = _weights(draw)
+    gradients = [torch.randn(w.shape, generator=draw) for w in weights]
+    found = reports(master_weights, made, weights, gradients)
+    copies = next(found)
+    require_right_too(all(copy.dtype == torch.float32 for copy in copies))
+    _same(copies, weights, "the copy of weights[{}]", "wrong-copy", "Copy the values as they are.")
+    _require_stepped(next(found), weights, gradients)
+    list(found)
+
+
+def _require_stepped(got: Iterable[Tensor], weights: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Refuse copies that an optimizer did not move down their gradients, at a rate of 1."""
+    pairs = zip(weights, gradients, strict=True)
+    expected = [w.float() if g is None else w.float() - g.float() for w, g in pairs]
+    holds = "An optimizer holds the tensors of `.parameters`, and changes them in place: they are all the copies."
+    _same(got, expected, "after a step of an optimizer the copy of weights[{}]", "wrong-copy", holds)
 
 
 def _same(got: Iterable[Tensor], expected: Iterable[Tensor], what: str, misconception: str, thought: str) -> None:
@@ -74,6 +82,7 @@ def _require_gradients(master_weights: LearnerFunction, draw: torch.Generator) -
             _require_gradient(got, gradient, number, again=bool(step))
     told = "after take_gradients the copy of weights[{}]"
     _same(*next(found), told, "moves-too-soon", "Only gradients move here.")
+    _require_stepped(next(found), weights, second)
 
 
 def _require_gradient(got: Tensor | None, gradient: Tensor | None, number: int, *, again: bool) -> None:

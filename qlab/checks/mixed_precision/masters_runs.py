@@ -15,26 +15,34 @@ CALL = "MasterWeights(weights)"
 
 
 @reporting
-def made(master_weights: LearnerFunction, values: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Tell the copies, and let an optimizer take them."""
+def made(
+    master_weights: LearnerFunction, values: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> Iterator[list[Tensor]]:
+    """Tell the copies, as they are made and after an optimizer that took them has stepped."""
     weights = _parameters(values)
     copies = _copies(_made(master_weights, weights), weights)
     yield copies
-    LearnerFunction(lambda: torch.optim.SGD(copies, lr=1.0))()
+    for copy, gradient in zip(copies, gradients, strict=True):
+        copy.grad = gradient.clone()
+    _descended(copies)
+    yield copies
 
 
 @reporting
 def taken(
     master_weights: LearnerFunction, values: Sequence[Tensor], rounds: Sequence[Sequence[Tensor | None]]
 ) -> Iterator[Any]:
-    """Tell the gradients of the copies after each round of gradients; then the copies, and the weights."""
+    """Tell the gradients of the copies after each round; then copies and weights, and the copies after a step."""
     weights = _parameters(values)
     masters = _made(master_weights, weights)
     for gradients in rounds:
         _give(weights, gradients)
         LearnerFunction(masters.take_gradients)()
         yield [copy.grad for copy in _copies(masters, weights)]
-    yield _copies(masters, weights), list(weights)
+    copies = _copies(masters, weights)
+    yield copies, list(weights)
+    _descended(copies)
+    yield copies
 
 
 @reporting
@@ -100,6 +108,11 @@ def _held(parameters: Any) -> Any:
     return parameters() if callable(parameters) and not isinstance(parameters, nn.Module) else parameters
 
 
+def _descended(copies: list[Tensor]) -> None:
+    """Take one step of plain descent."""
+    LearnerFunction(lambda: torch.optim.SGD(copies, lr=1.0).step())()
+
+
 def _give(weights: Sequence[Tensor] | nn.ParameterList, gradients: Sequence[Tensor | None]) -> None:
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = None if gradient is None else gradient.half()
@@ -110,7 +123,7 @@ def _step(masters: Any, weights: Sequence[Tensor], gradients: Sequence[Tensor]) 
     _give(weights, gradients)
     LearnerFunction(masters.take_gradients)()
     copies = _copies(masters, weights)
-    LearnerFunction(torch.optim.SGD(copies, lr=1.0).step)()
+    _descended(copies)
     LearnerFunction(masters.write_back)()
     for number, weight in enumerate(weights):
         require(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -26,7 +27,27 @@ class Operation:
     @property
     def entry(self) -> tuple[str, Function, tuple[Tensor, ...]]:
         """What the answer is given."""
-        return self.name, self.function, self.inputs
+        return self.name, self._asked, self.inputs
+
+    @property
+    def _asked(self) -> Function:
+        """The function for casts of its own inputs: what an answer calls, a judge may have to run.
+
+        Errors:  TypeError for what is no floating-point tensor, ValueError for other shapes than those of the inputs.
+        """
+
+        @wraps(self.function)
+        def run(*inputs: Any) -> Tensor:
+            strange = [x for x in inputs if not isinstance(x, Tensor) or not x.is_floating_point()]
+            if strange:
+                got = getattr(strange[0], "dtype", type(strange[0]).__name__)
+                raise TypeError(f"`{self.name}` takes floating-point tensors, got {got}")
+            expected, got = ([tuple(x.shape) for x in some] for some in (self.inputs, inputs))
+            if got != expected:
+                raise ValueError(f"`{self.name}` takes its own inputs, of shapes {expected}, got {got}")
+            return self.function(*inputs)
+
+        return run
 
     def error(self, run: Callable[[Function, tuple[Tensor, ...]], Tensor], exact: Tensor | None = None) -> float:
         """Return how far a way to run the operation is from FP64, as a share of the length of the result."""

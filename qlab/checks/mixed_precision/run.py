@@ -6,16 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qlab import loss_scaling
 from qlab.checks.expect import as_tensor
 from qlab.checks.learner import LearnerFunction
+from qlab.checks.mixed_precision.descent_runs import STEPS, trained_on
 from qlab.checks.mixed_precision.reading import TOPIC
 from qlab.checks.quantization.codes import unpacked
 from qlab.checks.report import Refused, check, part, require
 
-STEPS = 100
 SPARE = 60  # more calls of the loss, for answers that repeat a step which overflowed
 # Of what FP32 wins. Over 300 problems FP16 with a scale and masters wins 0.99 or more, with a search that starts at
 # 2²⁴ too; without a scale, or without masters, less than 0.3 where the part asks for them.
@@ -39,10 +39,7 @@ class Rounded(torch.autograd.Function):
 
 @dataclass
 class Problem:
-    """Two layers that learn from two others; `unit` is the size of what they predict, and sets that of gradients.
-
-    Calling it gives the loss as FP16 has it: every tensor is rounded, forward and backward.
-    """
+    """Two layers that learn from two others; `unit` is the size of what they predict, and sets that of gradients."""
 
     inputs: Tensor
     targets: Tensor
@@ -52,10 +49,39 @@ class Problem:
     calls: int = field(default=0)
     moved: list[Tensor] = field(default_factory=list)
 
-    def __call__(self, weights: Sequence[Tensor]) -> Tensor:
+    def narrow_loss(self, row: Tensor, scale: float) -> tuple[float, Tensor]:
+        """Return the loss as FP16 has it, and its gradient scaled; count the call, and keep the first weights moved.
+
+        Errors:  ValueError if `row` is not all weights one after another, in FP32.
+        """
+        weights = self._weights(row)
         self.calls += 1
         if not self.moved and not all(map(_rounds_to, weights, self.start)):
-            self.moved = [w.detach().double() for w in weights]
+            self.moved = [w.double() for w in weights]
+        return self._narrow(weights, scale)
+
+    def narrow_gradient(self, row: Tensor, scale: float) -> Tensor:
+        """Return the gradient, in a row, as FP16 has it of the scaled loss.
+
+        Errors:  as `narrow_loss`.
+        """
+        return self._narrow(self._weights(row), scale)[1]
+
+    def _narrow(self, weights: list[Tensor], scale: float) -> tuple[float, Tensor]:
+        with torch.enable_grad():
+            leaves = [w.clone().requires_grad_() for w in weights]
+            loss = self._rounded(leaves)
+            gradients = torch.autograd.grad(loss, leaves, torch.full_like(loss, scale))
+        return loss.item(), torch.cat([g.flatten() for g in gradients])
+
+    def _weights(self, row: Tensor) -> list[Tensor]:
+        sizes = [w.numel() for w in self.start]
+        if not isinstance(row, Tensor) or row.dtype != torch.float32 or row.shape != (sum(sizes),):
+            raise ValueError(f"the loss is one of {sum(sizes)} FP32 weights in a row")
+        return [piece.view_as(w) for piece, w in zip(row.detach().split(sizes), self.start, strict=True)]
+
+    def _rounded(self, weights: Sequence[Tensor]) -> Tensor:
+        """Round every tensor, forward and backward."""
         rounded = Rounded.apply
         first, second = (rounded(w.float()) for w in weights)
         hidden = rounded(rounded(rounded(self.inputs) @ first).tanh())
@@ -135,8 +161,8 @@ def _require_won(train_fp16: LearnerFunction, problem: Problem, why: Why) -> lis
 
 
 def _trained(train_fp16: LearnerFunction, problem: Problem) -> list[Tensor]:
-    settled = problem.inputs, problem.targets, problem.start, problem.unit, problem.learning_rate
-    returned, problem.calls, problem.moved = train_fp16.beside(trained_on, *settled)
+    narrow = problem.narrow_loss, problem.narrow_gradient
+    returned = train_fp16.beside(trained_on, *narrow, problem.start, problem.learning_rate)
     weights = unpacked(returned, ("first", "second"), call=CALL)
     require(
         problem.calls <= STEPS + SPARE,
@@ -154,13 +180,6 @@ def _trained(train_fp16: LearnerFunction, problem: Problem) -> list[Tensor]:
         as_tensor(w, tuple(s.shape), call=f"{CALL}[{i}]").float()
         for i, (w, s) in enumerate(zip(weights, problem.start, strict=True))
     ]
-
-
-def trained_on(train_fp16: LearnerFunction, *settled: Any) -> tuple[Any, int, list[Tensor]]:
-    """Train on a problem made here; return the answer's weights, its calls of the loss, and its first other weights."""
-    problem = Problem(*settled)
-    returned = train_fp16(problem, problem.start, STEPS, problem.learning_rate)
-    return list(returned) if isinstance(returned, nn.ParameterList) else returned, problem.calls, problem.moved
 
 
 def _on_the_grid(got: list[Tensor]) -> bool:

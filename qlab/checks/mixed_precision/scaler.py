@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from qlab import loss_scaling
-from qlab.checks.beside import reports
+from qlab.checks.beside import reports, require_right_too
 from qlab.checks.expect import Suspect, require_values
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.mixed_precision.reading import TOPIC
-from qlab.checks.mixed_precision.scaler_runs import restarted, stepped_where_told, walked
-from qlab.checks.mixed_precision.scaler_slips import SLIPS, Rule, Settings, updated
+from qlab.checks.mixed_precision.scaler_runs import Settings, restarted, stepped_where_told, walked
+from qlab.checks.mixed_precision.scaler_slips import SLIPS, Rule, updated
 from qlab.checks.numbers import doubles, drawn
 from qlab.checks.report import check, part, require
 
@@ -154,6 +154,7 @@ def _require_steps(loss_scaler: LearnerFunction, draw: torch.Generator) -> None:
         twice = "The loop calls `update` after each `step`: if both change the state, each step counts twice."
         changed = f"`{called}` changed `scale` or `good_steps`"
         require(next(found) == state, changed, misconception="step-updates-too", thought=twice)
+    require_right_too(next(found) == _states(Walk(settings, overflows)))
 
 
 def _require_one_step(steps: float, called: str) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -11,10 +11,23 @@ from qlab.checks.beside import reporting
 from qlab.checks.expect import as_number
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.mixed_precision.reading import as_truth
-from qlab.checks.mixed_precision.scaler_slips import Settings
 from qlab.checks.report import require
 
 State = tuple[float, float]
+
+
+class Settings(NamedTuple):
+    """What a scaler is made with."""
+
+    scale: float = 65536.0
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 4
+
+    @property
+    def told(self) -> str:
+        names = self._asdict().items()
+        return f"LossScaler({', '.join(f'{name}={value:g}' for name, value in names)})"
 
 
 @reporting
@@ -27,7 +40,10 @@ def walked(loss_scaler: LearnerFunction, settings: Settings, overflows: Sequence
 
 @reporting
 def stepped_where_told(loss_scaler: LearnerFunction, settings: Settings, overflows: Sequence[bool]) -> Iterator[Any]:
-    """Step a weight whose gradient is -1; tell each time the state, the way it went, the answer, and the state."""
+    """Step a weight whose gradient is -1; tell each time the state, the way it went, the answer, and the state.
+
+    The states after as many updates come last.
+    """
     scaler = _made(loss_scaler, settings)
     weight = nn.Parameter(torch.zeros(()))
     optimizer = torch.optim.SGD([weight], lr=1.0)
@@ -40,6 +56,7 @@ def stepped_where_told(loss_scaler: LearnerFunction, settings: Settings, overflo
         yield weight.item() - before
         yield as_truth(returned, call=f"scaler.step(optimizer, {found_inf})")
         yield _state(scaler)
+    yield _updated(scaler, overflows)
 
 
 @reporting

@@ -1,22 +1,8 @@
 """What slips of a loss scaler's `update` do to its scale and its count of good steps."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
-
-class Settings(NamedTuple):
-    """What a scaler is made with."""
-
-    scale: float = 65536.0
-    growth_factor: float = 2.0
-    backoff_factor: float = 0.5
-    growth_interval: int = 4
-
-    @property
-    def told(self) -> str:
-        names = self._asdict().items()
-        return f"LossScaler({', '.join(f'{name}={value:g}' for name, value in names)})"
-
+from qlab.checks.mixed_precision.scaler_runs import Settings
 
 Rule = Callable[[Settings, float, int, bool], tuple[float, int]]
 

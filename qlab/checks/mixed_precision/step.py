@@ -70,7 +70,7 @@ def overflowing(draw: torch.Generator) -> Case:
 
 def _run(training_step: LearnerFunction, case: Case) -> Outcome:
     seen, stepped, scales = [], [], []
-    for row, silent, truth, scale in reports(training_step, trained_by_step, case):
+    for row, silent, truth, scale in reports(training_step, trained_by_step, case.plan, case.narrow_gradients):
         stepped.append(truth)
         seen.append(row)
         scales.append(scale)

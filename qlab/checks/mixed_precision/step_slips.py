@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qlab.checks.mixed_precision.step_runs import RATE, Plan
+
 # of what was added up: clip_grad_norm_ adds 1e-6 to a norm of at least 1, and each of norm, quotient, product and sum
 # rounds to 6e-8
 ROUNDING = 4e-6
-RATE = 1.0  # of plain gradient descent from weights of zero: a weight shows the sum of the steps
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,20 @@ class Case:
     max_norm: float
     growth_interval: int = 100
     silent: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """What the steps are told, without the gradients."""
+        return Plan(len(self.steps), self.scale, self.max_norm, self.growth_interval, self.silent)
+
+    def narrow_gradients(self, step: int, upstream: Tensor) -> list[Tensor]:
+        """Return the gradients of one step, scaled by what reaches the loss, as the FP16 grid holds them.
+
+        Errors:  ValueError if `upstream` is not one number.
+        """
+        if not isinstance(upstream, Tensor) or upstream.shape or upstream.dtype != torch.float32:
+            raise ValueError(f"the loss is one FP32 number, and so is its gradient, got {str(upstream)[:60]}")
+        return [(upstream * gradient).half().float() for gradient in self.steps[step]]
 
 
 @dataclass(frozen=True)

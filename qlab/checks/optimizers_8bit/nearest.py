@@ -19,6 +19,7 @@ from qlab.checks.report import Refused, check, part, require
 # difference in FP32 round three times to 6e-8
 TIE = 4e-7
 BYTES_A_VALUE = 100  # copies of x in FP64, two candidates and int64 codes take 60; one FP32 row of 256 levels 1,024
+IN_PYTHON = 240  # bytes a value: sorting pairs of numbers takes 127, a list of tensors 178, a table of bools 266
 MANY, FEW = 20_000, 1_500
 
 
@@ -145,9 +146,16 @@ def _require_small(nearest_codes: LearnerFunction, draw: torch.Generator) -> Non
     codes, most = probe.result_and_peak_bytes(nearest_codes, case.x, case.codebook)
     most /= MANY
     _require_nearest(LearnerFunction(lambda *_: codes), case)
+    _require_no_table(most, BYTES_A_VALUE, "")
+    codes, most = probe.result_and_python_bytes(nearest_codes, case.x, case.codebook)
+    _require_nearest(LearnerFunction(lambda *_: codes), case)
+    _require_no_table(most / MANY, IN_PYTHON, " in Python and NumPy")
+
+
+def _require_no_table(most: float, allowed: int, where: str) -> None:
     require(
-        most <= BYTES_A_VALUE,
-        f"{MANY:,} values and 256 levels: {most:,.0f} bytes a value at one time, at most {BYTES_A_VALUE}",
+        most <= allowed,
+        f"{MANY:,} values and 256 levels: {most:,.0f} bytes a value at one time{where}, at most {allowed}",
         misconception="compares-with-every-level",
         thought="A table of all distances is 256 times as large as x: search among the boundaries between levels.",
     )

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qlab import optimizers
 from qlab.checks.expect import Suspect, as_tensor, require_values
+from qlab.checks.handed import handed
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.optimizers_8bit.rules import RIGHT, Moments, Rule, Settings, explains, slips
@@ -35,7 +36,9 @@ class Walk:
         return f"mended_adam(gradient_of, x, {self.steps}, {self.settings.told})"
 
     def gradient_of(self, x: Tensor) -> Tensor:
-        return self.slope * (torch.as_tensor(x).detach() - self.center)
+        shape = tuple(self.start.shape)
+        one_row = getattr(x, "ndim", 1) == 2
+        return self.slope * (handed(x, (1, *shape) if one_row else shape, what="x") - self.center)
 
     def by(self, rule: Rule, *, fixed: bool = False) -> Tensor:
         """Return the path by a rule, the place after each step, a row each; `fixed`: with the start's gradient."""

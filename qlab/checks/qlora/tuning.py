@@ -58,16 +58,20 @@ class Task:
 )
 def check_fine_tune(fine_tune: LearnerFunction, draw: torch.Generator) -> None:
     """Check `fine_tune(model, x, y, budget_bytes, steps)`."""
+    has_learned = False
     with part("a budget for rank 5: at most half of the error left"):
         task = _task(draw, (48, 72, 40), rank=3, room=5)
         _require_learned(fine_tune, task)
+        has_learned = True
     with part("another model, a budget for rank 2 and a few steps"):
         task, steps = _task(draw, (40, 64, 48), rank=1, room=2), drawn(2, 4, draw)
         _, found, outputs = fine_tune.beside(trained_with_peak, *task.given, steps, task.held_out)
         _require_adapted(task, found, steps)
         _require_moved(task, outputs)
+        require_right_too(has_learned)
     with part("while it trains: at most 8 bytes alive for each weight"):
         _require_low_peak(fine_tune, _task(draw, (160,) * 5, rank=1, room=3, examples=4))
+        require_right_too(has_learned)
 
 
 def _task(draw: torch.Generator, widths: tuple[int, ...], *, rank: int, room: int, examples: int = 192) -> Task:

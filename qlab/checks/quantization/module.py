@@ -1,23 +1,29 @@
 """Check of `QuantizedLinear`: what its weight stands for, what it keeps, and that a `state_dict` carries all of it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qlab import quantize
-from qlab.checks.beside import reports
+from qlab.checks.beside import reports, require_right_too
 from qlab.checks.expect import Suspect, as_tensor
 from qlab.checks.learner import Crashed, LearnerFunction
 from qlab.checks.quantization.codes import TOPIC
 from qlab.checks.quantization.layers import Held, called, carried, held_before_and_after, plain_of, saved
+from qlab.checks.quantization.module_slips import step_of, weight_suspects
 from qlab.checks.quantization.products import require_within
 from qlab.checks.report import Refused, check, part, require
 
 HALF_A_STEP = 0.505  # a scale kept in BF16 is off by up to 2⁻⁸ of itself, and half a step with it; FP32 rounds to 6e-8
+MOST_VALUES = 36  # of 48: groups of 6 with a sign, and two codes each, make 32; floats make 45 or more
 BYTES_A_WEIGHT = 1.5  # a code, and half a byte for scales and bias: a row of 48 weights with both takes 1.17
+
+BIAS = "A layer is x Wᵀ + b: keep b as it is, in FP32, and add it."
+KEPT = "A float for each weight is still there: keep codes and scales, and make the weight anew in `forward`."
+WIDE = "The codes are whole numbers in a type of two bytes or more: store them as int8."
 
 
 @check(
@@ -41,26 +47,31 @@ def check_quantized_linear(quantized_linear: LearnerFunction, draw: torch.Genera
         for batch in batches:
             _require_outputs(found, linear, batch)
     with part(f"the state_dict takes at most {BYTES_A_WEIGHT} bytes a weight, bias included"):
-        linear = _linear(draw, out=24)
+        linear = _crowded(draw)
         x = torch.randn(4, linear.in_features, generator=draw)
-        found = reports(quantized_linear, saved, plain_of(linear), _for_product(x))
+        found = reports(quantized_linear, saved, plain_of(linear), [*_for_product(x), *_for_weight(linear)])
         _require_product(found, linear, x)
+        most = _most_values(found, linear)
         _require_bytes(next(found), linear, what="its state_dict")
+        _require_codes(most, "does-not-survive-load")
     with part("a state_dict, saved and loaded into another layer, makes it the same layer"):
         first, second = (_linear(draw, out=24) for _ in range(2))
         x, y, z = (torch.randn(n, first.in_features, generator=draw) for n in (4, 4, 6))
-        inputs = [_for_product(x), _for_product(y), [z]]
+        inputs = [_for_product(x), _for_product(y), _for_product(z)]
         found = reports(quantized_linear, carried, [plain_of(first), plain_of(second)], inputs)
         _require_product(found, first, x)
         _require_product(found, second, y)
         _require_carried(found, first, z)
     with part("nothing else is kept, before a call and after: no float weight, no cache, no autograd graph"):
-        linear = _linear(draw, out=24)
+        linear = _crowded(draw)
         x = torch.randn(4, linear.in_features, generator=draw)
-        found = reports(quantized_linear, held_before_and_after, plain_of(linear), _for_product(x))
+        inputs = [*_for_product(x), *_for_weight(linear)]
+        found = reports(quantized_linear, held_before_and_after, plain_of(linear), inputs)
         _require_bytes(next(found), linear, what="a deep copy of the new layer")
         _require_product(found, linear, x)
+        most = _most_values(found, linear)
         _require_bytes(next(found), linear, what="a deep copy of the layer, once called,")
+        _require_codes(most, "keeps-the-float-weight")
 
 
 def _linear(draw: torch.Generator, *, out: int, bias: bool = True) -> nn.Linear:
@@ -75,6 +86,16 @@ def _linear(draw: torch.Generator, *, out: int, bias: bool = True) -> nn.Linear:
     return linear
 
 
+def _crowded(draw: torch.Generator) -> nn.Linear:
+    """Return a layer whose weights are nearly as large as their row's largest: a row has few codes, if it has codes."""
+    linear = nn.utils.skip_init(nn.Linear, 48, 24)
+    near = torch.empty(24, 48).uniform_(0.998, 1, generator=draw) * torch.tensor([1.0, -1.0]).repeat(24)
+    with torch.no_grad():
+        linear.weight.copy_(near * torch.empty(24, 1).uniform_(0.5, 1, generator=draw))
+        linear.bias.copy_(1 + torch.rand(24, generator=draw))
+    return linear
+
+
 def _for_product(x: Tensor) -> list[Tensor]:
     return [x, torch.zeros_like(x)]
 
@@ -82,6 +103,10 @@ def _for_product(x: Tensor) -> list[Tensor]:
 def _for_outputs(batches: Sequence[Tensor]) -> list[Tensor]:
     width = batches[0].shape[-1]
     return [x for batch in batches for x in (torch.eye(width), torch.zeros(1, width), batch)]
+
+
+def _for_weight(linear: nn.Linear) -> list[Tensor]:
+    return _for_product(torch.eye(linear.in_features))
 
 
 def _outputs(found: Iterator[Any], x: Tensor, linear: nn.Linear) -> Tensor:
@@ -98,10 +123,6 @@ def _outputs(found: Iterator[Any], x: Tensor, linear: nn.Linear) -> Tensor:
     return got
 
 
-def _step(weight: Tensor) -> Tensor:
-    return weight.abs().amax(1, keepdim=True) / 127
-
-
 def _require_weights(quantized_linear: LearnerFunction, linear: nn.Linear) -> None:
     """Feed the identity: without a bias the outputs are the weight, transposed."""
     weight = linear.weight.detach().double()
@@ -112,8 +133,8 @@ def _require_weights(quantized_linear: LearnerFunction, linear: nn.Linear) -> No
         row, column = divmod(i, weight.shape[1])
         return f"weight[{row}, {column}] of a row whose largest magnitude is {weight[row].abs().max():.4g}"
 
-    values = (got.flatten(), weight.flatten(), HALF_A_STEP * _step(weight).expand_as(weight).flatten())
-    require_within(*values, given=told, suspects=lambda: _weight_suspects(weight, got))
+    values = (got.flatten(), weight.flatten(), HALF_A_STEP * step_of(weight).expand_as(weight).flatten())
+    require_within(*values, given=told, suspects=lambda: weight_suspects(weight, got))
 
 
 def _require_outputs(found: Iterator[Any], linear: nn.Linear, x: Tensor) -> None:
@@ -140,13 +161,22 @@ def _require_outputs(found: Iterator[Any], linear: nn.Linear, x: Tensor) -> None
 def _require_product(found: Iterator[Any], linear: nn.Linear, x: Tensor) -> None:
     """Refuse a layer that does not multiply: one that keeps nothing is small, too."""
     got = _outputs(found, x, linear) - _outputs(found, torch.zeros_like(x), linear)
-    want = x.double() @ linear.weight.detach().double().T
+    want = _product(linear, x)
     require(
-        (got - want).norm() <= 0.5 * want.norm(),
+        _is_product(got, linear, x),
         f"the outputs for two inputs differ by {got.norm():.4g}; those of the float layer by {want.norm():.4g}",
         misconception="outputs-zeros" if not got.any() else "wrong-output",
         thought="This part asks for a layer that works: win the first part before this one.",
     )
+
+
+def _product(linear: nn.Linear, x: Tensor) -> Tensor:
+    return x.double() @ linear.weight.detach().double().T
+
+
+def _is_product(got: Tensor, linear: nn.Linear, x: Tensor) -> bool:
+    want = _product(linear, x)
+    return bool((got - want).norm() <= 0.5 * want.norm())
 
 
 def _require_bytes(tensors: list[Held], linear: nn.Linear, *, what: str) -> None:
@@ -168,10 +198,30 @@ def _require_bytes(tensors: list[Held], linear: nn.Linear, *, what: str) -> None
     )
 
 
+def _most_values(found: Iterator[Any], linear: nn.Linear) -> int:
+    """Count the values, apart by a ten-thousandth of a step or more, in the row of the layer's weight with most."""
+    identity, zeros = _for_weight(linear)
+    weight = (_outputs(found, identity, linear) - _outputs(found, zeros, linear)).T
+    gaps = weight.sort(1).values.diff(dim=1)
+    return 1 + int((gaps > 1e-4 * step_of(weight)).sum(1).max())
+
+
+def _require_codes(most: int, misconception: str) -> None:
+    require(
+        most <= MOST_VALUES,
+        f"given rows of 48 weights within 0.2 % of ± their largest, the layer multiplies by {most} values in one row:"
+        " those are no codes",
+        misconception=misconception,
+        thought="The float weight was multiplied by: compute with what the codes and scales stand for, and no other.",
+    )
+
+
 def _require_carried(found: Iterator[Any], linear: nn.Linear, x: Tensor) -> None:
     """Ask a layer into which another one's state was loaded for the outputs of that one."""
     try:
-        want, got = (_outputs(found, x, linear).flatten() for _ in range(2))
+        want, still = (_outputs(found, inputs, linear) for inputs in _for_product(x))
+        require_right_too(_is_product(want - still, linear, x))
+        got, want = _outputs(found, x, linear).flatten(), want.flatten()
         require_within(got, want, 1e-6 * want.abs().max().expand_as(want), given=lambda i: f"output {i}")
     except (Crashed, Refused) as error:
         raise Refused(
@@ -180,45 +230,3 @@ def _require_carried(found: Iterator[Any], linear: nn.Linear, x: Tensor) -> None
             thought="Only what `register_buffer` or `nn.Parameter` made is saved and loaded: codes, scales and bias,"
             " under the same names in every layer; and `forward` must use those.",
         ) from None
-
-
-def _weight_suspects(weight: Tensor, got: Tensor) -> Iterable[Suspect]:
-    """Yield the slips whose own rule gives every weight, to a hundredth of a step; where steps are whole, to one."""
-    if weight.shape[0] != weight.shape[1]:  # most slips stop there, or have stopped at the square weight before
-        return
-    step, steps = _step(weight), _steps(weight, _step(weight))
-    room = torch.where((steps - steps.round()).abs() < 1e-4, 1.01, 0.01) * step + 1e-6 * got.abs()
-    room = torch.where(step.T > 0, room, torch.inf)  # who puts scales on columns has some scale for the row of zeros
-    for misconception, thought, rule in SLIPS:
-        if ((rule(weight, step) - got).abs() <= room).all():
-            yield Suspect(misconception, thought, got.flatten())
-
-
-def _steps(weight: Tensor, scale: Tensor) -> Tensor:
-    return weight / torch.where(scale > 0, scale, 1.0)
-
-
-def _rounded(weight: Tensor, scale: Tensor, to_integer: Callable[[Tensor], Tensor] = torch.round) -> Tensor:
-    return to_integer(_steps(weight, scale)) * scale
-
-
-BIAS = "A layer is x Wᵀ + b: keep b as it is, in FP32, and add it."
-KEPT = "A float for each weight is still there: keep codes and scales, and make the weight anew in `forward`."
-WIDE = "The codes are whole numbers in a type of two bytes or more: store them as int8."
-AXIS = "A row of the weight makes one output: its scale comes from the largest magnitude along dim 1, (out, 1)."
-CUT = "`.to(torch.int8)` cuts toward zero: round first."
-SLIPS: tuple[tuple[str, str, Callable[[Tensor, Tensor], Tensor]], ...] = (
-    ("outputs-zeros", "Every weight came back as zero: does `forward` read the codes?", lambda w, s: 0 * w),
-    ("transposes", "nn.Linear's weight is (out, in), and y = x Wᵀ: transpose once.", lambda w, s: _rounded(w, s).T),
-    ("one-scale-for-all", f"{AXIS} One for all leaves small rows no codes.", lambda w, s: _rounded(w, s.max())),
-    ("scale-on-the-wrong-axis", AXIS, lambda w, s: _rounded(w, _step(w.T).T)),
-    ("scale-on-the-wrong-axis", AXIS, lambda w, s: _steps(w, s).round() * s.T),
-    ("scale-on-the-wrong-axis", AXIS, lambda w, s: _rounded(w, s.T, lambda steps: steps.round().clamp(-127, 127))),
-    ("scale-on-the-wrong-axis", AXIS, lambda w, s: _rounded(w, s.T, lambda steps: steps.round().clamp(-128, 127))),
-    ("truncates", CUT, lambda w, s: _rounded(w, s, torch.trunc)),
-    (
-        "forgets-the-scale",
-        "These are the codes: times the row's scale they are weights.",
-        lambda w, s: _steps(w, s).round(),
-    ),
-)

@@ -99,10 +99,10 @@ def _near(got: Row, want: Row) -> bool:
 
 def _require_one_reading(greedy_soup: LearnerFunction, kitchen: Kitchen) -> None:
     soup, reported = _cooked(greedy_soup, kitchen)
-    readings = kitchen.test.seen
+    readings = kitchen.test.calls
     require(
-        len(readings) <= 1,
-        f"`test` was called {len(readings)} times",
+        readings <= 1,
+        f"`test` was called {readings} times",
         misconception="reads-the-test-set",
         thought="Each look at the test set is a chance to choose by it: score the finished soup, once.",
     )
@@ -118,7 +118,7 @@ def _require_one_reading(greedy_soup: LearnerFunction, kitchen: Kitchen) -> None
         thought="The held-out score has chosen the soup, so it flatters it: report `test(soup)`.",
     )
     require(
-        len(readings) == 1 and _near(readings[0], soup),
+        readings == 1 and _near(kitchen.test.first, soup),
         "`test` was not called with the soup you return",
         misconception="reports-another-score",
         thought="Score the finished soup with `test`, and return that number.",

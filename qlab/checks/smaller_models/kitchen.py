@@ -6,6 +6,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from qlab.checks.handed import handed_named
 from qlab.checks.smaller_models.reading import State
 
 WIDTH, STATES = 3, 6
@@ -29,18 +30,24 @@ THOUGHTS = {
 
 
 class Counted:
-    """A score of a state dict, higher is better: how near its weights are to a hidden optimum. It notes its calls."""
+    """A score of a state dict, higher is better: how near its weights are to a hidden optimum.
+
+    It notes how often it was called, and the first state that was scored.
+    """
 
     def __init__(self, optimum: Row):
         self.optimum = optimum
-        self.seen: list[Row] = []
+        self.calls, self.first = 0, Row()
 
     def of(self, row: Row) -> float:
         return -sum((value - best) ** 2 for value, best in zip(row, self.optimum, strict=True))
 
     def __call__(self, state: State) -> float:
-        self.seen.append(tuple(torch.as_tensor(state["weight"]).detach().double().tolist()))
-        return self.of(self.seen[-1])
+        weight = handed_named(state, {"weight": (len(self.optimum),)}, what="the state")["weight"]
+        row = tuple(weight.double().tolist())
+        self.calls += 1
+        self.first = self.first or row
+        return self.of(row)
 
 
 class Kitchen:

@@ -1,6 +1,6 @@
 """Check of `find_ticket`: rounds of training and pruning, each begun again from the initial weights that are left."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from qlab import sparsity as reference
 from qlab.checks import probe
+from qlab.checks.handed import handed_named
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.report import Refused, check, part, require
 from qlab.checks.smaller_models.reading import State, as_mask, as_state, copied
@@ -65,8 +66,8 @@ def _run(
         thought="Every round goes back to them: multiply into a new tensor, never in place.",
     )
     require(
-        len(trainer.begun) == rounds,
-        f"`train` was called {len(trainer.begun)} times in {rounds} rounds",
+        trainer.calls == rounds,
+        f"`train` was called {trainer.calls} times in {rounds} rounds",
         misconception="trains-another-number-of-times",
         thought="Train once in each round, then cut. The ticket itself is returned untrained.",
     )
@@ -74,9 +75,10 @@ def _run(
 
 
 def _is_mask(state: Any) -> bool:
-    if not isinstance(state, Mapping) or set(state) != set(SHAPES):
+    try:
+        values = handed_named(state, SHAPES, what="the masks", floating=False).values()
+    except (ValueError, TypeError, RuntimeError):  # other names or shapes, or no numbers: refused by their own names
         return False
-    values = [torch.as_tensor(tensor).double() for tensor in state.values()]
     return all(bool(((tensor == 0) | (tensor == 1)).all()) for tensor in values)
 
 

@@ -8,7 +8,7 @@ import importlib.abc
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, FunctionType, ModuleType
@@ -20,11 +20,15 @@ from qlab.grading.forbidden import find, plain
 
 QLAB = str(Path(__file__).parents[2])
 JUDGES = tuple(f"{QLAB}/{place}" for place in ("grading/", "checks/learner.py", "checks/probe.py", "measure.py"))
+BOTTOM = f"{QLAB}/grading/inside/main.py"
 LIBRARIES = tuple(sysconfig.get_path(place) for place in ("stdlib", "purelib", "platlib"))
 TRANSPARENT = (*JUDGES, *LIBRARIES, str(Path(torch.__file__).parent))
 IMPORTING = "<frozen importlib"
 CALLED = "called while your function ran"
+UNDONE = "what takes note of it was changed"
+PROBE = "a probe"
 USED_BY = {"__init__", "__new__", "__call__"}
+MADE_BY = {"__init__", "__new__"}
 
 
 @dataclass
@@ -40,6 +44,7 @@ class _Record:
                 self.seen[name] = how
 
 
+PROBING = compile("probed()", "<the judge's probe>", "exec")
 _record = _Record()
 _recorders: dict[int, "_Recorder"] = {}  # by the identity of the function, which it keeps alive
 
@@ -62,6 +67,7 @@ def watch(names: Iterable[str], given: Sequence[Any] = ()) -> None:
     _record.watched = frozenset(names)
     _record.seen.clear()
     install(_record.watched)
+    _recorder(_probed).names.add(PROBE)
     for name in _record.watched:
         if any(_is_made_of(thing, find(name)) for thing in given):
             _record.seen[name] = "handed to the check as your answer"
@@ -70,9 +76,17 @@ def watch(names: Iterable[str], given: Sequence[Any] = ()) -> None:
 
 
 def uses() -> list[tuple[str, str]]:
-    """Stop recording, and return each forbidden name that was used with how."""
+    """Stop recording, and return each forbidden name that was used with how.
+
+    Where a recorder was taken away since, or does not take note, the names count as used.
+    """
+    watched, seen = _record.watched, dict(_record.seen)
+    undone = {name for recorder in _recorders.values() if not recorder.is_in_place() for name in recorder.names}
+    _record.watched, _record.seen = frozenset({PROBE}), {}
+    exec(PROBING, {"probed": _probed})
+    undone |= set() if PROBE in _record.seen else watched
     _record.watched = frozenset()
-    return list(_record.seen.items())
+    return [*seen.items(), *((name, UNDONE) for name in sorted(watched & undone - seen.keys()))]
 
 
 class _Imports(importlib.abc.MetaPathFinder):
@@ -107,6 +121,13 @@ class _Recorder:
             co_firstlineno=old.co_firstlineno,
         )
         function.__signature__ = signature
+        self.code = function.__code__
+
+    def is_in_place(self) -> bool:
+        return self.kept.__code__ is self.code
+
+    def put_back(self) -> None:
+        self.kept.__code__ = self.code
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         _record.note(self.names, CALLED, sys._getframe(2))
@@ -121,22 +142,44 @@ def _calls_another(*args: Any, **kwargs: Any) -> Any:
 def _recorder(function: FunctionType) -> _Recorder:
     if id(function) not in _recorders:
         _recorders[id(function)] = _Recorder(function)
+    _recorders[id(function)].put_back()
     return _recorders[id(function)]
 
 
+def _probed() -> None:
+    """Do nothing: to call it shows whether calls are noted."""
+
+
 def _functions(thing: Any, name: str) -> Iterator[FunctionType]:
-    """Yield the Python functions by which a forbidden thing is used; of a module, those that it offers itself."""
+    """Yield the Python functions by which a forbidden thing is used; of a module, those that it offers itself.
+
+    Of a module of qlab below it, what makes its classes: what drives a check hands some of its functions and objects
+    to the learner's code, which may use them.
+    """
     if isinstance(thing, FunctionType):
         yield thing
     elif isinstance(thing, type):
-        members = (_plain(value) for key, value in vars(thing).items() if not key.startswith("_") or key in USED_BY)
-        own = (member for member in members if isinstance(member, FunctionType))
-        yield from (member for member in own if member.__module__ == thing.__module__)  # not what all enums share
+        yield from _methods(thing, lambda key: not key.startswith("_") or key in USED_BY)
     elif isinstance(thing, ModuleType):
-        for key, value in vars(thing).items():
-            is_own = isinstance(value, type | FunctionType) and f"{value.__module__}.".startswith(f"{name}.")
-            if is_own and not key.startswith("_"):
-                yield from _functions(value, name)
+        for value in _offered_by(thing):
+            yield from _functions(value, name)
+        for below in [found for other, found in list(sys.modules.items()) if other.startswith(f"{name}.")]:
+            for value in _offered_by(below) if below.__name__.startswith("qlab.") else ():
+                if isinstance(value, type):
+                    yield from _methods(value, MADE_BY.__contains__)
+
+
+def _offered_by(module: ModuleType) -> Iterator[type | FunctionType]:
+    for key, value in list(vars(module).items()):
+        is_own = isinstance(value, type | FunctionType) and f"{value.__module__}.".startswith(f"{module.__name__}.")
+        if is_own and not key.startswith("_"):
+            yield value
+
+
+def _methods(thing: type, is_wanted: Callable[[str], bool]) -> Iterator[FunctionType]:
+    members = (_plain(value) for key, value in vars(thing).items() if is_wanted(key))
+    own = (member for member in members if isinstance(member, FunctionType))
+    yield from (member for member in own if member.__module__ == thing.__module__)  # not what all enums share
 
 
 def _plain(value: Any) -> Any:
@@ -161,12 +204,14 @@ def _replace(builtin: Any, name: str) -> None:
 def _by_learner(frame: FrameType | None) -> bool:
     """Tell whether the learner's code made a call: the first frame that is not torch's, Python's or the judge's.
 
-    What a module does while it is imported is nobody's answer.
+    What a module does while it is imported is nobody's answer, nor what the judge does on its own account.
     """
     while frame is not None:
         module = sys.modules.get(frame.f_globals.get("__name__", ""))
         is_genuine = module is not None and vars(module) is frame.f_globals
         file = frame.f_code.co_filename
+        if is_genuine and file == BOTTOM:
+            return False
         if not is_genuine or not file.startswith(TRANSPARENT):
             return not file.startswith(IMPORTING) and not (is_genuine and file.startswith(QLAB))
         frame = frame.f_back

@@ -1,10 +1,18 @@
 """How much one message may hold: the same for the side that writes, which says so, and the one that reads."""
 
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
+
 MOST_VALUES = 1_000_000
 # by tag, for what takes more memory, or more time, than a number: tensors, arrays, handles, sets, records, ranges
 WEIGHTS = {b"X": 50, b"A": 10, b"n": 4, b"h": 20, b"S": 5, b"Z": 5, b"C": 5, b"r": 10_000}
 MOST_KEYS, KEY_WEIGHT, STACKED_WEIGHT = 10_000, 10, 4
-DEEPEST = 50
+DEEPEST, MOST_TEXT = 50, 2**25
+MOST_ELEMENTS, MOST_TOGETHER = 2**20, 2**22  # of tensors that a function of the judge's is given; of their joint shape
+
+
+Shape = tuple[int, ...]
 
 
 class TooLarge(ValueError):
@@ -15,7 +23,7 @@ class Budget:
     """What the values of a message have taken so far."""
 
     def __init__(self, most_shown: int) -> None:
-        self.values = self.shown = 0
+        self.values = self.shown = self.told = 0
         self.most_shown = most_shown
 
     def take(self, tag: bytes) -> None:
@@ -42,3 +50,20 @@ class Budget:
         self.shown += size
         if self.shown > self.most_shown:
             raise TooLarge(f"its tensors show more than {self.most_shown:,} bytes")
+
+    def tell(self, size: int) -> None:
+        """Count the bytes of a text: one that is damaged takes eight times as much while it is read."""
+        self.told += size
+        if self.told > MOST_TEXT:
+            raise TooLarge(f"its texts are longer than {MOST_TEXT:,} bytes")
+
+
+def require_moderate(shapes: Sequence[Shape]) -> None:
+    """Refuse tensors and arrays that are large, or become large where they meet: small messages can hold such.
+
+    Errors:  TooLarge.
+    """
+    elements = sum(map(math.prod, shapes))
+    together = math.prod(max(sizes) for sizes in zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1))
+    if elements > MOST_ELEMENTS or together > MOST_TOGETHER:
+        raise TooLarge(f"the arguments are too large: {elements:,} elements, and {together:,} once broadcast")

@@ -10,12 +10,13 @@ from typing import Any
 from qlab.checks.learner import Crashed
 from qlab.grading.limits import Limits
 from qlab.grading.peer import failures, flags, operations, said
+from qlab.grading.peer.budget import require_moderate
 from qlab.grading.peer.reading import Malformed, Reader, set_state
 from qlab.grading.peer.references import References
 from qlab.grading.peer.writing import Writer
 from qlab.grading.wire import Connection, ConnectionEnded, TimedOut
 
-REQUEST, REPLY, ERROR = "?", "=", "!"
+KINDS = REQUEST, REPLY, ERROR = "?", "=", "!"
 DEEPEST = 30  # requests within requests
 
 
@@ -85,7 +86,7 @@ class Peer:
                     break
                 else:
                     raise Malformed("an answer to another question")
-            answer = self._answered(kind, body, writer, driven=operation == "beside")
+            answer = self._answered(kind, body, writer, operation)
         if isinstance(answer, _Raised):
             raise answer.error
         return answer
@@ -105,6 +106,8 @@ class Peer:
             why = "its process ended"
         except Malformed as error:
             why = f"its process was stopped: it broke the protocol ({error})"
+        except MemoryError:
+            why = "its process was stopped: what it sent takes more memory than the judge has"
         self._end(why)
         raise Crashed(self.ended)
 
@@ -119,7 +122,7 @@ class Peer:
                 kind, number, body = self._received()
                 if kind == REQUEST:
                     self._answer(number, body)
-            except (ConnectionEnded, Malformed, Crashed) as error:  # the last where a call back ended it
+            except (ConnectionEnded, Malformed, MemoryError, Crashed) as error:  # the last where a call back ended it
                 self._end(str(error) or "the connection ended")
 
     def _written(self, kind: str, number: int, body: Any) -> Writer:
@@ -140,28 +143,31 @@ class Peer:
             kind, number, released = reader.expected(tuple)
             self.references.table.release(released)
             body = reader.expected(tuple)
-        except Malformed:
+        except (Malformed, MemoryError):
             raise
-        except Exception as error:  # whatever a wrong layout, an overflow or a lack of memory raises
+        except Exception as error:  # whatever a wrong layout or an overflow raises
             raise Malformed(f"{type(error).__name__}: {str(error)[:200]}") from None
-        if kind not in (REQUEST, REPLY, ERROR) or type(number) is not int or reader.place != len(data):
+        known = type(kind) is str and kind in KINDS
+        if not known or type(number) is not int or reader.place != len(data):
             raise Malformed("no message")
-        return kind, number, (*body, reader.generators) if kind == REQUEST else body
+        return kind, number, (*body, reader) if kind == REQUEST else body
 
     def _answer(self, number: int, body: Any) -> None:
         """Carry out a request and send what came of it."""
         if len(body) != 4:
             raise Malformed("no request")
-        operation, details, there, generators = body
+        operation, details, there, reader = body
         heard = said.Heard()
         try:
+            if self.trusted:
+                require_moderate(reader.shapes)
             result = self._run(operation, details, there, heard)
-            states = [g.get_state().numpy().tobytes() for g in generators] if not self.trusted else []
+            states = [g.get_state().numpy().tobytes() for g in reader.generators] if not self.trusted else []
             writer = self._written(REPLY, number, (result, heard.told(), states))
         except BaseException as error:
             if self.ended or isinstance(error, Malformed) or (self.trusted and not isinstance(error, Exception)):
                 raise
-            driven = operation == "beside"
+            driven = not self.trusted and operation == "beside"
             told = failures.of_the_judge(error) if self.trusted else failures.of_a_learner(error, driven=driven)
             writer = self._written(ERROR, number, (told, heard.told(), []))
         self._send(writer)
@@ -171,24 +177,25 @@ class Peer:
         try:
             if self._depth > DEEPEST:
                 raise RecursionError("calls back and forth are nested too deeply")
-            if operation == "service":  # what a cell sets must outlive it
+            if type(operation) is str and operation == "service":  # what a cell sets must outlive it
                 return operations.run(self, operation, details)
             with said.caught(heard) if not self.trusted else contextlib.nullcontext(), flags.as_there(there):
                 return operations.run(self, operation, details)
         finally:
             self._depth -= 1
 
-    def _answered(self, kind: str, body: Any, asked: Writer, *, driven: bool) -> Any:
+    def _answered(self, kind: str, body: Any, asked: Writer, operation: str) -> Any:
         if len(body) != 3:
             raise Malformed("no answer")
         result, told, states = body
         if not self.trusted:
             return _Raised(failures.raised_by_the_judge(result)) if kind == ERROR else result
-        said.repeat(told)
+        if operation != "service":  # which is asked outside of checks, where nobody catches what is said
+            said.repeat(told)
         if type(states) is list and len(states) == len(asked.generators):
             for generator, state in zip(asked.generators, states, strict=True):
                 set_state(generator, state if type(state) is bytes else b"")
-        return _Raised(failures.raised_by_a_learner(result, driven=driven)) if kind == ERROR else result
+        return _Raised(failures.raised_by_a_learner(result, driven=operation == "beside")) if kind == ERROR else result
 
 
 class _Raised:

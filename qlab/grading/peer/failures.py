@@ -10,6 +10,8 @@ from qlab.grading.peer.reading import Malformed
 
 LONGEST = 4_000
 SLUG = re.compile(r"[a-z0-9-]{1,60}")
+NO_SLUGS = ("right", "wrong", "empty", "crashed")  # ends of a check, which a class's histogram counts beside slugs
+OUT_OF_MEMORY = "what it was given takes more memory than the judge has"
 
 
 def of_a_learner(error: BaseException, *, driven: bool) -> tuple[str, ...]:
@@ -35,7 +37,7 @@ def raised_by_a_learner(told: Any, *, driven: bool) -> Exception:
     kind, *texts = (word[:LONGEST] for word in told)
     if kind == "stub":
         return NotAnswered()
-    if kind == "refused" and driven and len(texts) == 3 and SLUG.fullmatch(texts[1]):
+    if kind == "refused" and driven and len(texts) == 3 and SLUG.fullmatch(texts[1]) and texts[1] not in NO_SLUGS:
         from qlab.checks.report import Refused  # noqa: PLC0415 - it imports the widgets' pages
 
         return Refused(texts[0], misconception=texts[1], thought=texts[2])
@@ -45,6 +47,8 @@ def raised_by_a_learner(told: Any, *, driven: bool) -> Exception:
 
 def of_the_judge(error: BaseException) -> tuple[str, ...]:
     """Return what the learner's code hears of an error of a function it was given."""
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error)[:LONGEST]:  # of Python, of torch
+        return ("MemoryError", OUT_OF_MEMORY)
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return (type(error).__name__, str(text)[:LONGEST])
 

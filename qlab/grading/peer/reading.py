@@ -1,5 +1,6 @@
 """Tagged bytes as values: nothing that is decoded runs code, and nothing takes much more memory than its bytes."""
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from qlab.grading.peer import classes, tensors
 from qlab.grading.peer.budget import DEEPEST, STACKED_WEIGHT, Budget
 from qlab.grading.peer.writing import COMPLEX, COUNT, LONG, LONGEST_INTEGER, LONGEST_RANGE, REAL
 
+PROGRESS = struct.Struct("=QiiQ")  # of torch's Mersenne Twister: seed, words left before a new round, seeded, place
+TWISTER_WORDS = 624
 DEVICES = ("cpu", "meta", "cuda", "cuda:0")
 
 
@@ -29,6 +32,7 @@ class Reader:
         self.place = self.depth = 0
         self.budget = Budget(tensors.MOST_BYTES)
         self.generators: list[torch.Generator] = []
+        self.shapes: list[tuple[int, ...]] = []
 
     def take(self) -> Any:
         """Return the next value."""
@@ -59,7 +63,9 @@ class Reader:
 
     def text(self) -> str:
         """Return text."""
-        return self.raw().decode("utf-8", "replace" if self.trusted else "surrogatepass")
+        data = self.raw()
+        self.budget.tell(len(data))
+        return data.decode("utf-8", "replace" if self.trusted else "surrogatepass")
 
     def integer(self) -> int:
         """Return a large integer."""
@@ -119,6 +125,7 @@ class Reader:
         if dtype.kind == "b":
             data = (np.frombuffer(data, np.uint8) != 0).tobytes()  # a byte of 2 would be neither True nor False
         array = np.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+        self.shapes.append(shape)
         return array[()] if scalar else array
 
     def objects(self, *, text: bool) -> np.ndarray:
@@ -143,6 +150,7 @@ class Reader:
         raw = tensors.Raw(dtype, shape, strides, layout[2] is True, layout[3])
         tensor = tensors.rebuilt(raw)
         self.budget.show(tensors.shown_bytes(tensor))
+        self.shapes.append(shape)
         differentiable = tensor.is_floating_point() or tensor.is_complex()
         return tensor.requires_grad_() if raw.wants_gradient and differentiable and not self.trusted else tensor
 
@@ -174,8 +182,13 @@ class Reader:
 def set_state(generator: torch.Generator, state: bytes) -> None:
     """Put a generator into a state.
 
-    Errors:  Malformed if torch finds it is none.
+    Errors:  Malformed if it is none. Torch itself reads past a state that says it is farther along than it is long.
     """
+    if len(state) < PROGRESS.size:
+        raise Malformed("no state of a generator")
+    _, left, _, place = PROGRESS.unpack_from(state)
+    if (left, place) != (1, 0) and not (1 <= left <= TWISTER_WORDS and left + place == TWISTER_WORDS + 1):
+        raise Malformed("a generator that is past its end")
     try:
         generator.set_state(torch.frombuffer(bytearray(state), dtype=torch.uint8))
     except RuntimeError:

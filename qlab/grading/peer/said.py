@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from qlab.checks.learner import printable
+
 LONGEST = 2_000
 MOST_WARNINGS = 20
 
@@ -48,10 +50,10 @@ def repeat(told: Any) -> None:
     """Warn and write here as the call did over there; what is malformed is left out."""
     if type(told) is not tuple or len(told) != 2 or type(told[0]) is not str or type(told[1]) is not list:
         return
-    sys.stderr.write(told[0][:LONGEST])
+    sys.stderr.write(printable(told[0][:LONGEST]))
     for entry in told[1][:MOST_WARNINGS]:
         if type(entry) is tuple and len(entry) == 2 and all(type(word) is str for word in entry):
-            warnings.warn(entry[1][:LONGEST], _category(entry[0]), stacklevel=2)
+            warnings.warn(printable(entry[1][:LONGEST]), _category(entry[0]), stacklevel=2)
 
 
 def _category(name: str) -> type[Warning]:

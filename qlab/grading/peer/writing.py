@@ -69,7 +69,9 @@ class Writer:
 
     def text(self, tag: bytes, text: str) -> None:
         """Append text behind a tag."""
-        self.raw(tag, text.encode("utf-8", "surrogatepass"))
+        data = text.encode("utf-8", "surrogatepass")
+        self.budget.tell(len(data))
+        self.raw(tag, data)
 
     def integer(self, value: int) -> None:
         """Append an integer of any size."""

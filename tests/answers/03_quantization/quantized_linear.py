@@ -186,6 +186,33 @@ class MultipliesByTheFloatWeight(Base):
         return nn.functional.linear(x, self.float_weight, self.bias)
 
 
+WEIGHTS = []
+
+
+class KeepsTheWeightInAGlobalList(nn.Module):
+    def __init__(self, linear):
+        super().__init__()
+        WEIGHTS.append((linear.weight.detach().clone(), None if linear.bias is None else linear.bias.detach().clone()))
+        self.register_buffer("place", torch.tensor(len(WEIGHTS) - 1))
+
+    def forward(self, x):
+        return nn.functional.linear(x, *WEIGHTS[int(self.place)])
+
+
+class GroupsOfSix(Base):
+    """Scales of two bytes, one for each six weights."""
+
+    def scale_of(self, weight):
+        scale = weight.unflatten(1, (-1, 6)).abs().amax(2) / 127
+        return torch.where(scale > 0, scale, 1.0).half().clamp(min=1e-7)
+
+    def codes_of(self, weight, scale):
+        return (weight / scale.float().repeat_interleave(6, 1)).round().clamp(-127, 127).to(torch.int8)
+
+    def weight(self):
+        return self.codes * self.scale.float().repeat_interleave(6, 1)
+
+
 class HidesTheWeightInAClosure(Base):
     def __init__(self, linear):
         super().__init__(linear)
@@ -489,6 +516,7 @@ RIGHT = (
         by_qlab_in_groups,
         ALinearWithoutItsWeight,
         RowByRow,
+        GroupsOfSix,
     ),
 )
 WRONG = {
@@ -497,7 +525,13 @@ WRONG = {
         *(QuantizesAtEveryCall, RoundedFloats, HalfPrecision),
     ),
     "does-not-survive-load": (
-        *(MultipliesByTheFloatWeight, HidesTheWeightInAClosure, CachesTheWeight, PlainAttributes),
+        *(
+            MultipliesByTheFloatWeight,
+            KeepsTheWeightInAGlobalList,
+            HidesTheWeightInAClosure,
+            CachesTheWeight,
+            PlainAttributes,
+        ),
         *(ScaleIsAPlainAttribute, BiasIsAPlainAttribute, BuffersThatAreNotSaved, NamesThatDependOnTheLayer),
     ),
     "wide-codes": (CodesInFloat, CodesInLong),

@@ -217,3 +217,23 @@ def by_the_largest_value(operations, tolerance):
 @BANK.wrong("another-norm")
 def by_the_sum_of_magnitudes(operations, tolerance):
     return in_norm(operations, tolerance, 1)
+
+
+def largest_of(inputs):
+    """Make inputs as large as the border lets through, of one stored number."""
+    return [torch.ones(1, dtype=x.dtype).expand(30_000, 558) for x in inputs]
+
+
+@BANK.crashes
+def asks_for_a_product_of_its_own_size(operations, tolerance):
+    return [name for name, function, inputs in operations if function(*largest_of(inputs)).isfinite().all()]
+
+
+@BANK.crashes
+def asks_in_whole_numbers(operations, tolerance):
+    return [name for name, function, inputs in operations if error_of(function, inputs, torch.int8) <= tolerance]
+
+
+@BANK.crashes
+def leaves_an_input_out(operations, tolerance):
+    return [name for name, function, inputs in operations if function(*inputs[1:]).isfinite().all()]

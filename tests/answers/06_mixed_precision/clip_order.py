@@ -1,5 +1,7 @@
 """Answers to `clip_order`: steps with torch's own GradScaler."""
 
+import sys
+
 import torch
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
@@ -211,3 +213,22 @@ def forgets_to_scale_and_clips_first(loss, parameters, optimizer, scaler, max_no
     torch.nn.utils.clip_grad_norm_(parameters, max_norm)
     scaler.step(optimizer)
     scaler.update()
+
+
+DONE, KEPT = {}, []
+
+
+@BANK.crashes
+def reads_the_check_from_the_stack(loss, parameters, optimizer, scaler, max_norm):
+    frame = sys._getframe()
+    while "case" not in frame.f_locals:
+        frame = frame.f_back
+    case = frame.f_locals["case"]
+    slips = sys.modules[type(case).__module__]
+    step = DONE[id(case)] = DONE.get(id(case), -1) + 1
+    KEPT.append(case)
+    outcome = slips.simulated(case, slips.RIGHT)
+    with torch.no_grad():
+        for p in frame.f_locals["reached"]:
+            p.copy_(outcome.parameters[step][: p.numel()].view_as(p))
+    scaler._scale = torch.tensor(outcome.scales[step])

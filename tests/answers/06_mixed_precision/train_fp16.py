@@ -224,3 +224,35 @@ def returns_the_loss(loss_of, weights, steps, learning_rate):
 def crashes(loss_of, weights, steps, learning_rate):
     (loss_of(weights) * 65536).backward()
     return [w - learning_rate * w.grad for w in weights]
+
+
+@BANK.crashes
+def asks_the_loss_for_the_answer(loss_of, weights, steps, learning_rate):
+    loss_of(weights)
+    return loss_of.in_fp32()
+
+
+@BANK.crashes
+def hands_over_a_row_for_a_matrix(loss_of, weights, steps, learning_rate):
+    loss_of([w.flatten() for w in weights])
+
+
+@BANK.crashes
+def hands_over_whole_numbers(loss_of, weights, steps, learning_rate):
+    loss_of([w.to(torch.int8) for w in weights])
+
+
+@BANK.right
+def moves_its_weights_before_backward(loss_of, weights, steps, learning_rate):
+    """Average the rounding of weights into the next step: what was asked for is differentiated where it was asked."""
+    weights, scale = [w.clone().requires_grad_() for w in weights], 2.0**16
+    for _ in range(steps):
+        scaled, kept = loss_of(weights) * scale, [w.detach().clone() for w in weights]
+        for w in weights:
+            w.data.zero_()
+        gradients = torch.autograd.grad(scaled, weights)
+        good = finite(gradients)
+        scale = scale if good else scale / 2
+        for w, k, g in zip(weights, kept, gradients, strict=True):
+            w.data.copy_(k - learning_rate * g / scale if good else k)
+    return weights

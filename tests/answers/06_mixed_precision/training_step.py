@@ -1,6 +1,7 @@
 """Answers to `training_step`."""
 
 import math
+import sys
 
 import torch
 
@@ -375,3 +376,23 @@ def clips_by_the_largest(*args):
 @BANK.wrong("never-steps")
 def leaves_the_step_out(*args):
     return usual(*args, steps=False)
+
+
+DONE, KEPT = {}, []
+
+
+@BANK.crashes
+def reads_the_check_from_the_stack(loss, parameters, optimizer, scaler, max_norm):
+    frame = sys._getframe()
+    while "case" not in frame.f_locals:
+        frame = frame.f_back
+    case = frame.f_locals["case"]
+    slips = sys.modules[type(case).__module__]
+    step = DONE[id(case)] = DONE.get(id(case), -1) + 1
+    KEPT.append(case)
+    outcome = slips.simulated(case, slips.RIGHT)
+    with torch.no_grad():
+        for p in frame.f_locals["reached"]:
+            p.copy_(outcome.parameters[step][: p.numel()].view_as(p))
+    scaler.scale = outcome.scales[step]
+    return outcome.stepped[step]

@@ -1,6 +1,7 @@
 """Answers to `triton_forward`, exercise `triton_kernel`."""
 # ruff: noqa: PLR0912, PLR0913, PLR0915, PLR0917 - one kernel with many places to go wrong, and what it works on
 
+import numpy as np
 import torch
 
 from qlab import attention
@@ -202,6 +203,44 @@ def by_torchs_own_attention(q, k, v, is_causal):
 @BANK.wrong("not-a-kernel")
 def tile_by_tile_in_torch(q, k, v, is_causal):
     return attention.flash_forward(q, k, v, is_causal=is_causal, block_rows=32, block_columns=32)
+
+
+def in_numpy(q, k, v, is_causal):
+    q, k, v = (x.double().cpu().numpy() for x in (q, k, v))
+    scores = q @ k.T / q.shape[1] ** 0.5
+    if is_causal:
+        scores = np.where(np.tri(*scores.shape, dtype=bool), scores, -np.inf)
+    maximum = scores.max(1, keepdims=True)
+    weights = np.exp(scores - maximum)
+    total = weights.sum(1, keepdims=True)
+    return torch.from_numpy(weights @ v / total).float(), torch.from_numpy(maximum + np.log(total))[:, 0].float()
+
+
+BANK.add("no_kernel_at_all", in_numpy, misconception="not-a-kernel")
+
+
+@triton.jit
+def stores_nothing(x, LENGTH: tl.constexpr):
+    tl.load(x + tl.arange(0, LENGTH))
+
+
+if INTERPRETED:  # compiled, a launch that does nothing looks like any other
+
+    @BANK.wrong("not-a-kernel")
+    def a_kernel_that_nothing_comes_of(q, k, v, is_causal):
+        stores_nothing[(1,)](q, 16)
+        return in_numpy(q, k, v, is_causal)
+
+
+@BANK.right
+def into_memory_that_was_never_set(q, k, v, is_causal):
+    rows, width = q.shape
+    output, log_sum_exp = torch.empty_like(q), torch.empty(rows, device=q.device)
+    whole_row[triton.cdiv(rows, 16),](
+        q, k, v, output, log_sum_exp, rows, len(k), width**-0.5, CAUSAL=is_causal, WIDTH=width, BLOCK=16, ALL=128
+    )
+    assert output.isfinite().all()
+    return output, log_sum_exp
 
 
 def flawed(misconception, name, flaw, **how):

@@ -64,6 +64,16 @@ def a_table_for_a_few_values_at_a_time(x, codebook):
     return torch.cat(codes).view(x.shape)
 
 
+@BANK.wrong("compares-with-every-level")
+def a_table_in_numpy(x, codebook):
+    return np.abs(x.numpy()[..., None] - codebook.numpy()).argmin(-1).astype(np.uint8)
+
+
+@BANK.wrong("compares-with-every-level")
+def a_table_of_bools_in_numpy(x, codebook):
+    return (x.numpy()[..., None] > middles(codebook).numpy()).sum(-1).astype(np.uint8)
+
+
 @BANK.right_but_slow
 def value_by_value(x, codebook):
     edges = middles(codebook).tolist()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import nbformat
 from nbformat import NotebookNode
 
 from qlab.grading.judge import GradedNotebook, judge_notebook
@@ -24,6 +25,7 @@ LIMITS = Limits(
     memory_bytes=1024 * MIB,
     scratch_bytes=32 * MIB,
     output_bytes=200_000,
+    notebook_output_bytes=1 * MIB,
     message_bytes=64 * MIB,
     processes=32,
 )
@@ -32,6 +34,7 @@ CALM = replace(
 )  # for honest work on a busy machine
 PATIENT = replace(LIMITS, check_seconds=6.0)  # for labs whose own checks take a second
 LINGER_SECONDS = 3.0
+OWN_BYTES = 500_000  # of a small lab, with its verdicts
 
 
 @cache
@@ -95,6 +98,8 @@ def require_unearned(sandbox: Sandbox, lab: str = "types") -> None:
 
 def _require_plain(result: GradedNotebook) -> None:
     """Fail where outputs are larger than allowed, or show that something was reached."""
+    size = len(nbformat.writes(result.notebook).encode("utf-8", "replace"))
+    assert size <= LIMITS.notebook_output_bytes + OWN_BYTES, f"a notebook of {size:,} bytes"
     for cell in result.notebook.cells:
         text = str(cell.get("outputs", ""))
         assert len(text) <= 4 * LIMITS.output_bytes, f"{len(text)} characters of output"
