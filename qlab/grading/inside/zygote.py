@@ -137,13 +137,14 @@ class Zygote:
             return
         for pid, child in list(self.children.items()):
             most = child.confinement
-            usage = zygote_watch.usage(os.getpid() if self.level == "alone" else pid)
+            first = os.getpid() if self.level == "alone" else pid
+            usage = zygote_watch.usage(first, most_processes=most.processes)
             child.seen_cpu_seconds = max(child.seen_cpu_seconds, usage.cpu_seconds)  # of those nobody will wait for
             reason = zygote_watch.excess(usage, memory_bytes=most.memory_bytes, processes=most.processes)
-            if usage.threads > MANY_THREADS:  # others must not wait for it
-                zygote_watch.step_back(pid)
             if reason and not child.reason:
                 self.end(pid, reason)
+            elif usage.threads > MANY_THREADS:  # others must not wait for it
+                zygote_watch.step_back(pid)
 
     def end(self, pid: int, reason: str) -> None:
         """Kill a child and all it started."""

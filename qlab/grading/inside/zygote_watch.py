@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 KIB = 1024
@@ -36,11 +37,14 @@ def family(pid: int) -> Iterator[int]:
             continue  # it has just ended
 
 
-def usage(pid: int) -> Usage:
-    """Return what a process and its descendants use; memory shared among them may count more than once."""
+def usage(pid: int, *, most_processes: int) -> Usage:
+    """Return what a process and its descendants use; memory shared among them may count more than once.
+
+    Of more processes than `most_processes` one too many is counted: a fork bomb is seen before it has grown.
+    """
     memory = threads = 0
     seconds = 0.0
-    for process in family(pid):
+    for process in islice(family(pid), most_processes + 1):
         fields = _fields(f"/proc/{process}/status")
         memory += sum(fields.get(name, 0) for name in ANONYMOUS) * KIB
         threads += fields.get("Threads:", 0)
