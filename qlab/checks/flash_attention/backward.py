@@ -14,7 +14,7 @@ from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.backward_slips import RIGHT, Saved, allowed, gradients, slips
 from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_no_square_in_python, require_tiles_only
 from qlab.checks.flash_attention.comparing import require_near
-from qlab.checks.flash_attention.exact import TOPIC, Attention
+from qlab.checks.flash_attention.exact import TOPIC, WHOLE_ATTENTION, Attention
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
 from qlab.checks.quantization.codes import unpacked
@@ -30,15 +30,7 @@ Blocks = tuple[int, int]
     "tiled-backward",
     attention.flash_backward,
     points=6,
-    forbids=(
-        "torch.nn.functional.scaled_dot_product_attention",
-        "torch.nn.functional.multi_head_attention_forward",
-        "torch.nn.MultiheadAttention",
-        "torch.nn.attention",
-        "torch.ops.aten",
-        "qlab.attention.flash_attention",
-        "qlab.attention_triton",
-    ),
+    forbids=WHOLE_ATTENTION,
 )
 def check_tiled_backward(tiled_backward: LearnerFunction, draw: torch.Generator) -> None:
     """Check `tiled_backward(saved, grad_output, is_causal, blocks) -> (dq, dk, dv)`."""

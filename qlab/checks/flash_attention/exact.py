@@ -8,6 +8,15 @@ import torch
 from torch import Tensor
 
 TOPIC = "08_flash_attention"
+WHOLE_ATTENTION = (  # what may not stand in for an answer in tiles
+    "torch.nn.functional.scaled_dot_product_attention",
+    "torch.nn.functional.multi_head_attention_forward",
+    "torch.nn.MultiheadAttention",
+    "torch.nn.attention",
+    "torch.ops.aten",
+    "qlab.attention.flash_attention",
+    "qlab.attention_triton",
+)
 UNIT = 2.0**-24  # half a step of FP32 at 1: what one rounding changes at most, as a share
 
 

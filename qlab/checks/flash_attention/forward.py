@@ -13,7 +13,7 @@ from qlab.checks.beside import require_right_too, roughly
 from qlab.checks.expect import as_tensor
 from qlab.checks.flash_attention.budget import BLOCK, WIDTH, require_no_square_in_python, require_tiles_only
 from qlab.checks.flash_attention.comparing import Slip, require_near
-from qlab.checks.flash_attention.exact import TOPIC, Attention
+from qlab.checks.flash_attention.exact import TOPIC, WHOLE_ATTENTION, Attention
 from qlab.checks.flash_attention.forward_slips import log_sum_exp_slips, output_slips
 from qlab.checks.learner import LearnerFunction
 from qlab.checks.numbers import drawn
@@ -29,15 +29,7 @@ Blocks = tuple[int, int]
     "tiled-forward",
     attention.flash_forward,
     points=7,
-    forbids=(
-        "torch.nn.functional.scaled_dot_product_attention",
-        "torch.nn.functional.multi_head_attention_forward",
-        "torch.nn.MultiheadAttention",
-        "torch.nn.attention",
-        "torch.ops.aten",
-        "qlab.attention.flash_attention",
-        "qlab.attention_triton",
-    ),
+    forbids=WHOLE_ATTENTION,
 )
 def check_tiled_forward(tiled_forward: LearnerFunction, draw: torch.Generator) -> None:
     """Check `tiled_forward(q, k, v, is_causal, blocks) -> (output, log_sum_exp)`."""
